@@ -1,0 +1,1 @@
+"""What makes batches: tasks, tokenizers, records, corpora and the loader."""

@@ -1,0 +1,417 @@
+"""Record directories: TFRecord or MindRecord shards, `schema.json` in the documented format, and `meta.json`.
+
+Writing never imports MindSpore for TFRecord, so that text can be prepared on a machine without it.
+Reading checks what MindSpore's readers let pass (checksums, values, label and id ranges) and keeps rows compactly.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import crc32c
+import numpy as np
+from tfrecord.example_pb2 import Example as TFExample
+from tfrecord.writer import TFRecordWriter
+
+from ..errors import UserError
+from ..files import read_json, require_directory, whole_file, write_json
+
+TEXT_COLUMNS = ("input_ids", "input_mask", "segment_ids")
+LABEL_COLUMN = "label_ids"
+SUFFIXES = {"tfrecord": (".tfrecord", ".tf_record", ".tfrecords"), "mindrecord": (".mindrecord",)}
+_READ_BATCH = 2048
+
+
+@dataclass
+class Rows:
+    """The rows of a record directory: ids right-padded, masks and segments by their lengths.
+
+    Attributes:
+        ids: (N, S) uint16 or int32.
+        length: (N,) int32, real tokens of each row.
+        second: (N,) int32, where segment 1 begins; equal to length where there is none.
+        label: (N,) int32 or float32, or None.
+        meta: the content of `meta.json`, empty for records made elsewhere.
+        directory: where they come from.
+        pad: id of padding.
+    """
+
+    ids: np.ndarray
+    length: np.ndarray
+    second: np.ndarray
+    label: np.ndarray | None
+    meta: dict[str, Any]
+    directory: Path
+    pad: int = 0
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def seq_length(self) -> int:
+        """Length that the records are padded to."""
+        return self.ids.shape[1]
+
+
+def schema(seq_length: int, rows: int, label: str | None, extra: Mapping[str, tuple[str, int]] | None = None) -> dict:
+    """The documented schema: columns with type, rank and shape, and `numRows`.
+
+    Args:
+        label: type of `label_ids` ("int64" or "float32"), or None.
+        extra: further columns: type and length.
+    """
+    columns = {name: {"type": "int64", "rank": 1, "shape": [seq_length]} for name in TEXT_COLUMNS}
+    if label:
+        columns[LABEL_COLUMN] = {"type": label, "rank": 1, "shape": [1]}
+    for name, (kind, size) in (extra or {}).items():
+        columns[name] = {"type": kind, "rank": 1, "shape": [size]}
+    return {"datasetType": "TF", "numRows": rows, "columns": columns}
+
+
+def padded(ids: Sequence[int], second: int, seq_length: int, pad: int) -> dict[str, list[int]]:
+    """The three text columns of one row as lists of `seq_length`."""
+    size = len(ids)
+    rest = seq_length - size
+    return {
+        "input_ids": list(ids) + [pad] * rest,
+        "input_mask": [1] * size + [0] * rest,
+        "segment_ids": [0] * second + [1] * (size - second) + [0] * rest,
+    }
+
+
+def write_tfrecord(path: Path, rows: Iterable[Mapping[str, Sequence]], floats: frozenset[str] = frozenset()) -> int:
+    """Write rows (column: list) as one TFRecord file, whole; columns in `floats` as floats. Returns their number."""
+    count = 0
+    with whole_file(path) as part:
+        writer = TFRecordWriter(str(part))
+        try:
+            for row in rows:
+                writer.write({name: (value, "float" if name in floats else "int") for name, value in row.items()})
+                count += 1
+        finally:
+            writer.close()
+    return count
+
+
+def write_mindrecord(path: Path, rows: Iterable[Mapping[str, Sequence]], columns: Mapping[str, Mapping]) -> int:
+    """Write rows as one MindRecord file with its index. Returns their number."""
+    from mindspore.mindrecord import FileWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = FileWriter(str(path), shard_num=1, overwrite=True)
+    writer.add_schema({name: {"type": c["type"], "shape": c["shape"]} for name, c in columns.items()})
+    types = {name: np.dtype(column["type"]) for name, column in columns.items()}
+    count, block = 0, []
+    for row in rows:
+        block.append({name: np.asarray(value, types[name]) for name, value in row.items()})
+        count += 1
+        if len(block) == 1024:
+            writer.write_raw_data(block)
+            block = []
+    if block:
+        writer.write_raw_data(block)
+    writer.commit()
+    return count
+
+
+def finish_directory(directory: Path, table: dict, meta: Mapping[str, Any]) -> None:
+    """Write `schema.json` and, last, `meta.json`: a directory that has it is whole."""
+    write_json(directory / "schema.json", table)
+    write_json(directory / "meta.json", meta)
+
+
+def record_files(directory: Path, kind: str) -> list[Path]:
+    """The shards of a directory, by name.
+
+    Raises:
+        UserError: there are none of the kind asked for.
+    """
+    found = sorted(file for file in directory.iterdir() if file.suffix in SUFFIXES[kind] and file.name[0] != ".")
+    if not found:
+        # The zoo's users have shards without an ending, such as part-00000.
+        known = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} | {".db", ".json", ".txt", ".md"}
+        found = sorted(f for f in directory.iterdir() if f.is_file() and f.suffix not in known and f.name[0] != ".")
+        found = found if kind == "tfrecord" else []
+    if not found:
+        present = ", ".join(sorted(file.name for file in directory.iterdir())[:4]) or "nothing"
+        raise UserError(
+            f"{directory}: no {kind} files in it (it holds {present}); expected *{SUFFIXES[kind][0]}; "
+            "check the directory and --dataset_type"
+        )
+    return found
+
+
+def read_rows(
+    directory: str | Path,
+    *,
+    kind: str = "tfrecord",
+    schema_file: str = "",
+    vocab_size: int | None = None,
+    labels: int | None = None,
+    labelled: bool = True,
+    flag: str = "--data_dir",
+) -> Rows:
+    """Read and check a record directory.
+
+    Args:
+        kind: tfrecord or mindrecord.
+        schema_file: a schema in the documented format; `schema.json` of the directory by default.
+        vocab_size: ids must be below it.
+        labels: number of classes that labels must be within; None leaves them unchecked (regression).
+        labelled: whether `label_ids` must be there.
+        flag: the flag that named the directory, for messages.
+
+    Raises:
+        UserError: names the directory, file or row, and what is wrong with it.
+    """
+    directory = require_directory(directory, f"a record directory ({flag})")
+    files = record_files(directory, kind)
+    table = _schema(directory, schema_file, kind)
+    meta_file = directory / "meta.json"
+    meta = read_json(meta_file, "the description of the records") if meta_file.is_file() else {}
+    names = [*TEXT_COLUMNS, LABEL_COLUMN] if labelled else list(TEXT_COLUMNS)
+    if table is not None:
+        missing = [name for name in names if name not in table["columns"]]
+        if missing:
+            where = schema_file or directory / "schema.json"
+            raise UserError(f"{where}: no column {missing[0]!r}; expected {', '.join(names)}")
+    read = _read_tfrecord if kind == "tfrecord" else _read_mindrecord
+    parts = [read(file, names, table) for file in files]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    if table is not None and isinstance(table.get("numRows"), int) and table["numRows"] > 0:
+        columns = {name: value[: table["numRows"]] for name, value in columns.items()}
+    real = np.concatenate([part.get("is_real_example", np.ones(len(part["input_ids"]), bool)) for part in parts])
+    places = _Places(files, [len(part["input_ids"]) for part in parts])
+    rows = _compact(columns, places, vocab_size, labels, meta.get("pad_id", 0))
+    rows.meta, rows.directory = meta, directory
+    return _select(rows, real[: len(rows)])
+
+
+class _Places:
+    """Says in which file a row is."""
+
+    def __init__(self, files: list[Path], counts: list[int]):
+        self.files, self.ends = files, np.cumsum(counts)
+
+    def __call__(self, row: int) -> str:
+        index = int(np.searchsorted(self.ends, row, side="right"))
+        start = self.ends[index - 1] if index else 0
+        return f"{self.files[index]}: row {row - start}"
+
+
+def _select(rows: Rows, keep: np.ndarray) -> Rows:
+    if not keep.all():
+        rows.ids, rows.length, rows.second = rows.ids[keep], rows.length[keep], rows.second[keep]
+        rows.label = None if rows.label is None else rows.label[keep]
+    if not len(rows):
+        raise UserError(f"{rows.directory}: its records hold no rows; write them again")
+    return rows
+
+
+def _schema(directory: Path, schema_file: str, kind: str) -> dict | None:
+    path = Path(schema_file) if schema_file else directory / "schema.json"
+    if not schema_file and not path.is_file():
+        return None
+    if path.is_dir():
+        path = path / "schema.json"
+    table = read_json(path, "a schema file in the documented format (--schema_dir)")
+    columns = table.get("columns") if isinstance(table, dict) else None
+    if not isinstance(columns, dict):
+        raise UserError(f"{path}: no 'columns' object; expected a schema with datasetType, numRows and columns")
+    for name, column in columns.items():
+        shape = column.get("shape") if isinstance(column, dict) else None
+        scalar = isinstance(column, dict) and column.get("rank") == 0
+        if not (scalar or (isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape))):
+            raise UserError(f"{path}: column {name!r} has shape {shape!r}; expected a list of positive whole numbers")
+        if column.get("type") not in ("int64", "int32", "float32"):
+            raise UserError(f"{path}: column {name!r} has type {column.get('type')!r}; expected int64, int32 or float32")
+    return table
+
+
+def tfrecord_payloads(path: Path) -> Iterable[bytes]:
+    """The records of a TFRecord file, each checked against both of its checksums.
+
+    Raises:
+        UserError: names the file and the row that is cut short or damaged.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path}: the file is empty; expected TFRecord data; write it again")
+    with open(path, "rb") as handle:
+        row, place = 0, 0
+        while head := handle.read(12):
+            length = int.from_bytes(head[:8], "little")
+            if len(head) < 12 or _masked(head[:8]) != head[8:]:
+                what = "not a TFRecord file" if row == 0 else f"row {row} is damaged (length checksum)"
+                raise UserError(f"{path}: {what}; write or copy it again")
+            if place + 12 + length + 4 > size:
+                raise UserError(f"{path}: cut short in row {row}; write or copy it again")
+            data = handle.read(length)
+            if _masked(data) != handle.read(4):
+                raise UserError(f"{path}: row {row} is damaged (data checksum); write or copy it again")
+            yield data
+            row, place = row + 1, place + 16 + length
+
+
+def _masked(data: bytes) -> bytes:
+    value = crc32c.crc32c(data)
+    return struct.pack("<I", (((value >> 15) | (value << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _read_tfrecord(path: Path, names: list[str], table: dict | None) -> dict[str, np.ndarray]:
+    count, first = 0, None
+    for data in tfrecord_payloads(path):
+        first = data if first is None else first
+        count += 1
+    if first is None:
+        raise UserError(f"{path}: holds no records; write it again")
+    features = _features(first, path, 0)
+    _check_features(features, names, table, path, 0)
+    extra = [name for name in ("is_real_example",) if name in features]
+    columns = {}
+    for name in names + extra:
+        column = (table or {}).get("columns", {}).get(name) or {}
+        kind = "float32" if features[name][0] == "float_list" else "int64"
+        # Rows are read at the length of the first one; a row of another length fails in the reader.
+        columns[name] = {"type": kind, "rank": 1, "shape": column.get("shape") or [features[name][1]]}
+    import mindspore.dataset as dataset
+
+    plan = {"datasetType": "TF", "numRows": count, "columns": columns}
+    pipeline = dataset.TFRecordDataset(str(path), json.dumps(plan), list(columns), shuffle=False, num_parallel_workers=1)
+    try:
+        read = _collect(pipeline)
+    except RuntimeError as error:
+        _name_bad_row(path, names, table, len(features["input_ids"]), error)
+    if "is_real_example" in read:
+        read["is_real_example"] = read["is_real_example"].reshape(-1) != 0
+    return read
+
+
+def _features(data: bytes, path: Path, row: int) -> dict[str, tuple[str, int]]:
+    """Kind and length of every feature of a serialised example."""
+    try:
+        example = TFExample.FromString(data)
+    except Exception:  # protobuf's DecodeError has moved between its versions
+        raise UserError(f"{path}: row {row} is not a tf.train.Example; write the file again") from None
+    found = {}
+    for name, feature in example.features.feature.items():
+        kind = feature.WhichOneof("kind")
+        found[name] = (kind or "nothing", len(getattr(feature, kind).value) if kind else 0)
+    return found
+
+
+def _check_features(found: dict, names: list[str], table: dict | None, path: Path, row: int) -> None:
+    for name in names:
+        if name not in found:
+            known = ", ".join(sorted(found)) or "none"
+            raise UserError(f"{path}: row {row} has no column {name!r}; it has {known}; expected {', '.join(names)}")
+        kind, size = found[name]
+        wanted = "float_list" if name == LABEL_COLUMN and kind == "float_list" else "int64_list"
+        if kind != wanted:
+            raise UserError(f"{path}: row {row}: column {name!r} holds a {kind}; expected an {wanted}")
+        column = (table or {}).get("columns", {}).get(name) or {}
+        shape = column.get("shape") or [found["input_ids"][1] if name in TEXT_COLUMNS else 1]
+        if size != int(np.prod(shape)):
+            source = "the schema" if column.get("shape") else "its input_ids"
+            raise UserError(
+                f"{path}: row {row}: column {name!r} has {size} values; {source} says {int(np.prod(shape))}; "
+                "use the schema that belongs to these records"
+            )
+        if column and (column.get("type") == "float32") != (kind == "float_list"):
+            raise UserError(f"{path}: row {row}: column {name!r} is a {kind}; the schema says {column['type']}")
+
+
+def _name_bad_row(path: Path, names: list[str], table: dict | None, length: int, error: RuntimeError) -> None:
+    """Find the row that MindSpore's reader stumbled over, and say what is wrong with it."""
+    first: dict | None = None
+    for row, data in enumerate(tfrecord_payloads(path)):
+        found = _features(data, path, row)
+        _check_features(found, names, table, path, row)
+        first = first or found
+        changed = [name for name in names if found[name] != first[name]]
+        if changed:
+            raise UserError(
+                f"{path}: row {row}: column {changed[0]!r} has {found[changed[0]][1]} values, "
+                f"row 0 has {first[changed[0]][1]}; expected equal lengths; write the records again"
+            )
+    raise UserError(f"{path}: MindSpore cannot read it ({_first_line(error)}); write it again") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("-")]
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _read_mindrecord(path: Path, names: list[str], table: dict | None) -> dict[str, np.ndarray]:
+    import mindspore.dataset as dataset
+
+    if not path.with_name(path.name + ".db").is_file():
+        raise UserError(f"{path}: its index {path.name}.db is missing; copy both files of every shard")
+    try:
+        pipeline = dataset.MindDataset(str(path), list(names), shuffle=False, num_parallel_workers=1)
+        read = _collect(pipeline)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{path}: MindSpore cannot read it with columns {', '.join(names)} ({_first_line(error)})") from None
+    for name in names:
+        column = (table or {}).get("columns", {}).get(name) or {}
+        if column.get("shape") and list(read[name].shape[1:]) != column["shape"]:
+            raise UserError(
+                f"{path}: column {name!r} has shape {list(read[name].shape[1:])}; the schema says {column['shape']}"
+            )
+    return read
+
+
+def _collect(pipeline: Any) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {}
+    for block in pipeline.batch(_READ_BATCH).create_dict_iterator(num_epochs=1, output_numpy=True):
+        for name, value in block.items():
+            parts.setdefault(name, []).append(value.astype(np.int32) if value.dtype.kind == "i" else value)
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _compact(columns: dict, places: _Places, vocab_size: int | None, labels: int | None, pad: int) -> Rows:
+    ids, mask, segment = (columns[name] for name in TEXT_COLUMNS)
+    if not ids.shape == mask.shape == segment.shape or ids.ndim != 2:
+        raise UserError(f"{places(0)}: input_ids, input_mask and segment_ids differ in shape; write the records again")
+    limit = vocab_size if vocab_size is not None else int(ids.max(initial=0)) + 1
+    bad = ((ids < 0) | (ids >= limit)).any(1)
+    if bad.any():
+        row = int(bad.argmax())
+        value = ids[row][(ids[row] < 0) | (ids[row] >= limit)][0]
+        raise UserError(
+            f"{places(row)}: input_ids holds {value}; the model's vocabulary has {limit} entries; "
+            "prepare the records with the tokenizer of the model"
+        )
+    length = mask.sum(1).astype(np.int32)
+    steps = np.arange(ids.shape[1])
+    bad = (mask != (steps < length[:, None])).any(1) | (length == 0)
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(f"{places(row)}: input_mask is not a run of ones followed by zeros; write the records again")
+    second = (length - (segment * mask).sum(1)).astype(np.int32)
+    bad = (segment * mask != ((steps >= second[:, None]) & (mask == 1))).any(1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(f"{places(row)}: segment_ids is not zeros followed by ones; write the records again")
+    label = None
+    if LABEL_COLUMN in columns:
+        label = columns[LABEL_COLUMN].reshape(len(ids))
+        if labels is not None:
+            bad = (label < 0) | (label >= labels) | (label != np.floor(label))
+            if bad.any():
+                row = int(bad.argmax())
+                raise UserError(f"{places(row)}: label_ids is {label[row]}; expected a class from 0 to {labels - 1}")
+            label = label.astype(np.int32)
+        else:
+            if not np.isfinite(label).all():
+                row = int((~np.isfinite(label)).argmax())
+                raise UserError(f"{places(row)}: label_ids is {label[row]}; expected a finite number")
+            label = label.astype(np.float32)
+    compact = ids.astype(np.uint16) if limit <= 2**16 else ids.astype(np.int32)
+    return Rows(compact, length, second, label, {}, Path(), pad)

@@ -1,0 +1,272 @@
+"""The tasks: where their text, labels and files are, how they are measured. A new task is a row of the table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import UserError
+
+_SINGLE = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification or regression task on a text or a pair of texts.
+
+    `text`, `text_pair` and `label` name columns (numbers count from 0 in files without a header). `labels` maps
+    what stands in the label column to class names in the order of the logits; None takes the training data's own
+    values, sorted. The first of `metrics` selects the best model. `submission` is GLUE's name of the test file.
+    """
+
+    name: str
+    text: str | int = "text"
+    text_pair: str | int | None = None
+    label: str | int = "label"
+    labels: Mapping[str, str] | None = None
+    regression: bool = False
+    metrics: tuple[str, ...] = ("accuracy",)
+    max_length: int = 128
+    files: Mapping[str, str] = field(default_factory=lambda: _SINGLE)
+    headerless: tuple[str, ...] = ()
+    submission: Mapping[str, str] = field(default_factory=dict)
+
+
+_BINARY = {"0": "0", "1": "1"}
+_ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "SST-2",
+            text="sentence",
+            labels={"0": "negative", "1": "positive"},
+            max_length=64,
+            submission={"test": "SST-2.tsv"},
+        ),
+        Task(
+            "MNLI",
+            text="sentence1",
+            text_pair="sentence2",
+            label="gold_label",
+            labels={name: name for name in ("contradiction", "entailment", "neutral")},
+            files={
+                "train": "train.tsv",
+                "dev_matched": "dev_matched.tsv",
+                "dev_mismatched": "dev_mismatched.tsv",
+                "test_matched": "test_matched.tsv",
+                "test_mismatched": "test_mismatched.tsv",
+            },
+            submission={"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv"},
+        ),
+        Task(
+            "QNLI", text="question", text_pair="sentence", labels=_ENTAILMENT, submission={"test": "QNLI.tsv"}
+        ),
+        Task(
+            "MRPC",
+            text="#1 String",
+            text_pair="#2 String",
+            label="Quality",
+            labels={"0": "not_equivalent", "1": "equivalent"},
+            metrics=("accuracy", "f1"),
+            submission={"test": "MRPC.tsv"},
+        ),
+        Task(
+            "QQP",
+            text="question1",
+            text_pair="question2",
+            label="is_duplicate",
+            labels={"0": "not_duplicate", "1": "duplicate"},
+            metrics=("accuracy", "f1"),
+            submission={"test": "QQP.tsv"},
+        ),
+        Task(
+            "RTE", text="sentence1", text_pair="sentence2", labels=_ENTAILMENT, submission={"test": "RTE.tsv"}
+        ),
+        Task(
+            "CoLA",
+            text=3,
+            label=1,
+            labels={"0": "unacceptable", "1": "acceptable"},
+            metrics=("matthews", "accuracy"),
+            max_length=64,
+            headerless=("train", "dev"),
+            submission={"test": "CoLA.tsv"},
+        ),
+        Task(
+            "STS-B",
+            text="sentence1",
+            text_pair="sentence2",
+            label="score",
+            regression=True,
+            metrics=("pearson", "spearman"),
+            submission={"test": "STS-B.tsv"},
+        ),
+        Task("SNIPS", max_length=64),
+    )
+}
+CUSTOM = "custom"
+
+
+def task_named(name: str) -> Task:
+    """The task of a row of the table, whatever the case of `name`.
+
+    Raises:
+        UserError: no such task.
+    """
+    for task in TASKS.values():
+        if task.name.lower() == name.lower():
+            return task
+    raise UserError(f"--task_name {name!r}: no such task; expected one of {', '.join(TASKS)} or {CUSTOM}")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of text: `label` is the raw value of the label column, or None in a file without labels."""
+
+    text: str
+    text_pair: str | None
+    label: str | None
+
+
+def read_examples(path: Path, task: Task, split: str, labelled: bool = True) -> Iterator[Example]:
+    """Read a TSV (no quoting), CSV or JSONL file.
+
+    Args:
+        path: the file; its ending tells the format.
+        task: names the columns.
+        split: of the task; tells whether the file has a header.
+        labelled: whether the label column must be there; without it, it is read where it is.
+
+    Yields:
+        One example a row. MNLI rows whose annotators did not agree (label "-") are left out.
+
+    Raises:
+        UserError: names the file and line of what is wrong.
+    """
+    kind = path.suffix.lower()
+    read = {".tsv": _tsv, ".txt": _tsv, ".csv": _csv, ".jsonl": _jsonl, ".json": _jsonl}.get(kind)
+    if read is None:
+        raise UserError(f"{path}: unknown kind of file; expected .tsv, .csv or .jsonl")
+    header = split not in task.headerless
+    text, label = task.text, task.label
+    if isinstance(text, int) and header:
+        text, label = "sentence", "label"  # CoLA's test file has a header, its others have none
+    for line, row in read(path, header):
+        first = _cell(path, line, row, text)
+        second = None if task.text_pair is None else _cell(path, line, row, task.text_pair)
+        if not first.strip() and not (second or "").strip():
+            raise UserError(f"{path}:{line}: the text is empty; expected text in column {text!r}")
+        value = _cell(path, line, row, label) if labelled or label in row else None
+        if value != "-":
+            yield Example(first, second, value)
+
+
+def _cell(path: Path, line: int, row: Mapping[str | int, str], column: str | int) -> str:
+    if column not in row:
+        known = ", ".join(repr(name) for name in row)
+        raise UserError(f"{path}:{line}: no column {column!r}; the file has {known}; name the columns with flags")
+    return row[column]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        handle = open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a data file") from None
+    with handle:
+        for number, raw in enumerate(handle, 1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+            yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
+
+
+def _tsv(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]:
+    names: list | None = None
+    for number, line in _lines(path):
+        cells = line.split("\t")
+        if names is None:
+            names = cells if header else list(range(len(cells)))
+            if header:
+                continue
+        if not line.strip():
+            continue
+        if len(cells) != len(names):
+            raise UserError(
+                f"{path}:{number}: {len(cells)} tab-separated columns; expected {len(names)} as in its first line"
+            )
+        yield number, dict(zip(names, cells, strict=True))
+    if names is None:
+        raise UserError(f"{path}: the file is empty; expected a header line and rows")
+
+
+def _csv(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]:
+    reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
+    names: list | None = None
+    try:
+        for cells in reader:
+            if names is None:
+                names = cells if header else list(range(len(cells)))
+                if header:
+                    continue
+            if not cells:
+                continue
+            if len(cells) != len(names):
+                raise UserError(
+                    f"{path}:{reader.line_num}: {len(cells)} columns; expected {len(names)} as in its first line"
+                )
+            yield reader.line_num, dict(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
+    if names is None:
+        raise UserError(f"{path}: the file is empty; expected a header line and rows")
+
+
+def _jsonl(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); expected one object a line") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: holds {type(row).__name__}; expected a JSON object")
+        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+
+
+def label_table(task: Task, raw: Iterable[str]) -> dict[str, str]:
+    """Raw label values and class names in the order of the logits: the task's own, or the data's sorted values."""
+    if task.labels is not None:
+        return dict(task.labels)
+    values = set(raw)
+    numbers = all(value.lstrip("-").isdigit() for value in values)
+    return {value: value for value in sorted(values, key=(lambda v: (int(v), v)) if numbers else None)}
+
+
+def encode_label(task: Task, table: Mapping[str, str], value: str | None, where: str) -> int | float:
+    """The number of a label: its index in `table`, or its value in a regression task; 0 where there is none.
+
+    Raises:
+        UserError: the value is not a known label, or not a finite number; names `where`.
+    """
+    if value is None:
+        return 0
+    if task.regression:
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if number != number or number in (float("inf"), float("-inf")):
+            raise UserError(f"{where}: label {value!r} is not a finite number; {task.name} is a regression task")
+        return number
+    try:
+        return list(table).index(value)
+    except ValueError:
+        raise UserError(f"{where}: label {value!r} is not one of {', '.join(map(repr, table))}") from None

@@ -1,0 +1,1 @@
+"""What compares a student's outputs with a teacher's."""

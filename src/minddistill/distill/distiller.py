@@ -1,0 +1,37 @@
+"""Student, teacher and objective in one cell."""
+
+from __future__ import annotations
+
+from mindspore import Parameter, Tensor, nn
+
+
+class Distiller(nn.Cell):
+    """Maps a batch to (loss, terms).
+
+    The teacher is called without a step and so never drops anything out; its parameters take no gradient. Parts of
+    it that the objective does not ask for are not computed: graph mode removes them.
+
+    Args:
+        student: called with (batch, step); trained.
+        teacher: called with (batch), frozen; None where the objective needs none.
+        objective: called with (batch, student outputs, teacher outputs).
+    """
+
+    def __init__(self, student: nn.Cell, teacher: nn.Cell | None, objective: nn.Cell):
+        super().__init__()
+        self.student, self.teacher, self.objective = student, teacher, objective
+        if teacher is not None:
+            for parameter in teacher.get_parameters():
+                parameter.requires_grad = False
+
+    def construct(self, batch: dict, step: Tensor) -> tuple[Tensor, dict]:
+        taught = {} if self.teacher is None else self.teacher(batch)
+        return self.objective(batch, self.student(batch, step), taught)
+
+    def trained(self) -> dict[str, Parameter]:
+        """The parameters that the objective moves, by path: without the heads where it does not look at them."""
+        found = dict(self.student.parameters_and_names())
+        if not self.objective.needs_head:
+            found = {path: value for path, value in found.items() if path.startswith("encoder.")}
+        fit = {f"objective.{path}": value for path, value in self.objective.parameters_and_names()}
+        return {path: value for path, value in (found | fit).items() if value.requires_grad}

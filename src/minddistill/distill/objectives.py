@@ -1,0 +1,144 @@
+"""What a student is trained for: cells that map a batch and outputs to (loss, terms). They know outputs, not models."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from ..errors import UserError
+from . import losses
+from .layer_map import LayerMap
+
+LOSS_MODES = ("masked", "reference")
+
+
+class FitDense(nn.Cell):
+    """The learnable projection of student hidden states to the teacher's width (TinyBERT's `fit_dense`).
+
+    Args:
+        student, teacher: hidden sizes.
+        count: 1 for one projection shared by all hidden states, as in TinyBERT's code, or one per hidden state.
+    """
+
+    def __init__(self, student: int, teacher: int, count: int):
+        super().__init__()
+        self.weights = ParameterTuple(
+            [Parameter(Tensor(np.zeros((teacher, student), np.float32)), name=f"weight_{i}") for i in range(count)]
+        )
+        self.biases = ParameterTuple(
+            [Parameter(Tensor(np.zeros(teacher, np.float32)), name=f"bias_{i}") for i in range(count)]
+        )
+        self.count = count
+        self.student, self.teacher = student, teacher
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, hidden: Tensor, index: int) -> Tensor:
+        """Project hidden states (B, S, H_student) of the index-th pair."""
+        place = index if self.count > 1 else 0
+        flat = hidden.reshape(-1, self.student).astype(ms.float32)
+        projected = self.matmul(flat, self.weights[place]) + self.biases[place]
+        return projected.reshape(hidden.shape[:2] + (self.teacher,))
+
+    def names(self) -> dict[str, str]:
+        """Parameter names here and in checkpoints: `fit_dense.weight`, or `fit_denses.0.weight` and so on."""
+        if self.count == 1:
+            return {"weight_0": "fit_dense.weight", "bias_0": "fit_dense.bias"}
+        return {f"{leaf}_{i}": f"fit_denses.{i}.{leaf}" for i in range(self.count) for leaf in ("weight", "bias")}
+
+
+class Intermediate(nn.Cell):
+    """Attention scores and hidden states, embeddings included: general distillation and task phase 1.
+
+    Loss = sum over layers of the attention MSE + sum over embedding and layers of the hidden MSE, all weights 1
+    (TinyBERT eq. 7 to 9).
+
+    Args:
+        layers: the layer map.
+        fit: projection of the student's hidden states.
+        mode: "masked" or "reference".
+    """
+
+    needs_head = False
+
+    def __init__(self, layers: LayerMap, fit: FitDense, mode: str = "masked"):
+        super().__init__()
+        self.layers, self.fit = layers, fit
+        self.attention_pairs = tuple(enumerate(layers.attention))
+        self.hidden_pairs = tuple(enumerate(layers.hidden))
+        reference = mode == "reference"
+        self.attention_loss = losses.attention_mse_reference if reference else losses.attention_mse
+        self.hidden_loss = losses.hidden_mse_reference if reference else losses.hidden_mse
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, dict]:
+        mask, weight = batch["input_mask"], batch["weight"]
+        attention = Tensor(0.0, ms.float32)
+        for mine, theirs in self.attention_pairs:
+            pair = student["attentions"][mine], teacher["attentions"][theirs]
+            attention = attention + self.attention_loss(pair[0], pair[1], mask, weight)
+        hidden = Tensor(0.0, ms.float32)
+        for mine, theirs in self.hidden_pairs:
+            projected = self.fit(student["hidden"][mine], mine)
+            hidden = hidden + self.hidden_loss(projected, teacher["hidden"][theirs].astype(ms.float32), mask, weight)
+        return attention + hidden, {"attention_loss": attention, "hidden_loss": hidden}
+
+
+class Prediction(nn.Cell):
+    """Softened predictions of the teacher: task phase 2 (TinyBERT eq. 10).
+
+    Args:
+        temperature: of both softmaxes; 1 in the paper.
+        hard_weight: of the cross-entropy with the labels; 0 in the paper.
+        regression: squared error against the teacher's output (and labels) in place of cross-entropies.
+    """
+
+    needs_head = True
+
+    def __init__(self, temperature: float = 1.0, hard_weight: float = 0.0, regression: bool = False):
+        super().__init__()
+        if temperature <= 0:
+            raise UserError(f"--temperature {temperature}: expected a positive number")
+        if not 0 <= hard_weight <= 1:
+            raise UserError(f"--hard_label_weight {hard_weight}: expected a number from 0 to 1")
+        self.temperature, self.hard_weight, self.regression = temperature, hard_weight, regression
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, dict]:
+        weight = batch["weight"]
+        if self.regression:
+            soft = losses.squared_error(student["logits"], ops.stop_gradient(teacher["logits"]).reshape(-1), weight)
+        else:
+            soft = losses.soft_cross_entropy(student["logits"], teacher["logits"], self.temperature, weight)
+        if self.hard_weight == 0:
+            return soft, {"soft_loss": soft}
+        if self.regression:
+            hard = losses.squared_error(student["logits"], batch["label_ids"], weight)
+        else:
+            hard = losses.cross_entropy(student["logits"], batch["label_ids"], weight)
+        return (1 - self.hard_weight) * soft + self.hard_weight * hard, {"soft_loss": soft, "hard_loss": hard}
+
+
+class Labels(nn.Cell):
+    """The labels alone: fine-tuning of a teacher."""
+
+    needs_head = True
+
+    def __init__(self, regression: bool = False):
+        super().__init__()
+        self.loss = losses.squared_error if regression else losses.cross_entropy
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, dict]:
+        loss = self.loss(student["logits"], batch["label_ids"], batch["weight"])
+        return loss, {"label_loss": loss}
+
+
+def check_heads(layers: LayerMap, student_heads: int, teacher_heads: int) -> None:
+    """See that attention scores can be compared.
+
+    Raises:
+        UserError: student and teacher differ in their number of heads.
+    """
+    if layers.attention and student_heads != teacher_heads:
+        raise UserError(
+            f"the student has {student_heads} attention heads, the teacher {teacher_heads}; attention scores are "
+            "compared head by head, so choose a student with num_attention_heads equal to the teacher's"
+        )

@@ -1,0 +1,106 @@
+"""The configuration of an encoder and of the head on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import UserError
+
+FAMILIES = ("bert", "roberta", "electra", "distilbert")
+ACTIVATION_NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and numerics of a model; the names are those of Hugging Face configurations."""
+
+    family: str = "bert"
+    """Which published architecture the weights follow: bert, roberta, electra or distilbert."""
+    vocab_size: int = 30522
+    """Rows of the word embedding; must agree with the tokenizer of the records."""
+    hidden_size: int = 384
+    """Width of the encoder's hidden states."""
+    num_hidden_layers: int = 4
+    """Number of encoder layers."""
+    num_attention_heads: int = 12
+    """Attention heads per layer."""
+    attention_head_size: int = 0
+    """Width of one head; 0 stands for hidden_size / num_attention_heads."""
+    intermediate_size: int = 1536
+    """Width of the feed-forward layer."""
+    embedding_size: int = 0
+    """Width of the embeddings, projected to hidden_size where it differs (ELECTRA); 0 stands for hidden_size."""
+    hidden_act: str = "gelu"
+    """Activation of the feed-forward layer; gelu is the exact form."""
+    hidden_dropout_prob: float = 0.1
+    """Dropout of embeddings and of both sub-layers' outputs."""
+    attention_probs_dropout_prob: float = 0.1
+    """Dropout of attention probabilities."""
+    max_position_embeddings: int = 512
+    """Rows of the position embedding."""
+    type_vocab_size: int = 2
+    """Rows of the segment embedding; 0 for none (DistilBERT)."""
+    initializer_range: float = 0.02
+    """Standard deviation of the truncated normal that new weights are drawn from."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance in layer norm."""
+    pad_token_id: int = 0
+    """Id of padding; RoBERTa's positions start behind it."""
+    use_relative_positions: bool = False
+    """Relative positions in keys and values (Shaw et al. 2018) in place of absolute ones."""
+    max_relative_position: int = 16
+    """Distances beyond this share one relative embedding."""
+    pooler: bool = True
+    """Whether the model has the dense layer over the first token."""
+    relu_before_classifier: bool = False
+    """ReLU between pooler and classifier, as TinyBERT's original code has it; transformers cannot express it."""
+    labels: tuple[str, ...] = ()
+    """Class names in the order of the logits; empty for an encoder without a classifier."""
+    regression: bool = False
+    """One output trained as a number in place of classes."""
+
+    def __post_init__(self) -> None:
+        if self.attention_head_size == 0:
+            if self.hidden_size % max(self.num_attention_heads, 1):
+                raise UserError(
+                    f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                    f"{self.num_attention_heads}; give attention_head_size, or sizes that divide"
+                )
+            object.__setattr__(self, "attention_head_size", self.hidden_size // self.num_attention_heads)
+        if self.embedding_size == 0:
+            object.__setattr__(self, "embedding_size", self.hidden_size)
+        object.__setattr__(self, "labels", tuple(self.labels))
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; expected a positive whole number")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"{name} is {getattr(self, name)}; expected a number from 0 up to, not including, 1")
+        if self.hidden_act not in ACTIVATION_NAMES:
+            raise UserError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACTIVATION_NAMES)}")
+        if self.family not in FAMILIES:
+            raise UserError(f"family is {self.family!r}; expected one of {', '.join(FAMILIES)}")
+
+    @property
+    def num_labels(self) -> int:
+        """Number of outputs of the classifier; 0 for an encoder alone."""
+        return 1 if self.regression else len(self.labels)
+
+    @property
+    def position_offset(self) -> int:
+        """Position of the first token: RoBERTa counts from pad_token_id + 1."""
+        return self.pad_token_id + 1 if self.family == "roberta" else 0
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence, in tokens, that the model can read."""
+        return self.max_position_embeddings - self.position_offset
+
+    def with_(self, **changes: Any) -> ModelConfig:
+        """A copy with some fields changed; derived sizes are derived anew where their source changes."""
+        if {"hidden_size", "num_attention_heads"} & changes.keys():
+            changes.setdefault("attention_head_size", 0)
+        if "hidden_size" in changes:
+            changes.setdefault("embedding_size", 0)
+        return replace(self, **changes)

@@ -1,0 +1,94 @@
+"""Heads on an encoder: pooled classification or regression, and masked-language modelling."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from .bert import Encoder
+from .config import ModelConfig
+from .layers import ACTIVATIONS, Dense, Dropout, DropoutKeys, LayerNorm, dropout_table
+
+# What stands between the first token and the classifier, by family.
+_POOLER_ACTIVATION = {"bert": "tanh", "roberta": "tanh", "electra": "gelu", "distilbert": "relu"}
+
+
+class MaskedLMHead(nn.Cell):
+    """Dense, activation, layer norm, and a product with the word embedding (or an untied decoder).
+
+    Args:
+        config: of the encoder.
+        tied: whether the decoder is the word embedding.
+    """
+
+    def __init__(self, config: ModelConfig, tied: bool = True):
+        super().__init__()
+        width = config.embedding_size
+        self.transform = Dense(config.hidden_size, width)
+        self.activation = ACTIVATIONS["gelu" if config.family == "roberta" else config.hidden_act]()
+        self.norm = LayerNorm(width, config.layer_norm_eps)
+        self.bias = Parameter(Tensor(np.zeros(config.vocab_size, np.float32)), name="bias")
+        self.decoder = None
+        if not tied:
+            self.decoder = Parameter(Tensor(np.zeros((config.vocab_size, width), np.float32)), name="decoder")
+        self.width = width
+        self.vocabulary = config.vocab_size
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, hidden: Tensor, word: Tensor) -> Tensor:
+        """Map hidden states (B, S, H) to scores (B, S, V); `word` (V, E) is the word embedding."""
+        x = self.norm(self.activation(self.transform(hidden)))
+        table = word if self.decoder is None else self.decoder
+        scores = self.matmul(x.reshape(-1, self.width), table) + self.bias
+        return scores.reshape(hidden.shape[:2] + (self.vocabulary,))
+
+
+class TextModel(nn.Cell):
+    """An encoder with the heads that its configuration names.
+
+    Args:
+        config: shape of encoder and head.
+        seed, compute_type, dtype: as for `Encoder`.
+        mlm: "" for no masked-LM head, "tied" or "untied" for one whose decoder is or is not the word embedding.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        seed: int = 0,
+        compute_type: ms.Type = ms.float32,
+        dtype: ms.Type = ms.float32,
+        mlm: str = "",
+    ):
+        super().__init__()
+        self.encoder = Encoder(config, seed, compute_type, dtype)
+        self.pooler = Dense(config.hidden_size, config.hidden_size) if config.pooler else None
+        self.activation = ACTIVATIONS[_POOLER_ACTIVATION[config.family]]()
+        self.relu = config.relu_before_classifier
+        self.classifier = Dense(config.hidden_size, config.num_labels) if config.num_labels else None
+        self.mlm = MaskedLMHead(config, tied=mlm == "tied") if mlm else None
+        probability = config.hidden_dropout_prob
+        self.keys = DropoutKeys(seed + 1, 1)
+        self.dropout = Dropout(probability, dropout_table(1, config.hidden_size)) if probability else None
+        self.config = config
+
+    def construct(self, batch: dict, step: Tensor | None = None) -> dict:
+        """Return the encoder's outputs, and as far as the model has the heads: `pooled` (B, H), `logits` (B, C) and
+        `mlm_logits` (B, S, V)."""
+        outputs = self.encoder(batch, step)
+        last = outputs["hidden"][-1].astype(ms.float32)
+        if self.pooler is not None:
+            outputs["pooled"] = self.activation(self.pooler(last[:, 0]))
+        if self.classifier is not None:
+            pooled = outputs["pooled"] if self.pooler is not None else last[:, 0]
+            if self.relu:
+                pooled = ops.relu(pooled)
+            elif step is not None and self.dropout is not None:
+                multiplier, offset = self.keys(step, batch["row"])
+                keys = multiplier.reshape(-1, 1, 1), offset.reshape(-1, 1, 1)
+                pooled = self.dropout(pooled.expand_dims(1), keys[0], keys[1]).squeeze(1)
+            outputs["logits"] = self.classifier(pooled)
+        if self.mlm is not None:
+            outputs["mlm_logits"] = self.mlm(last, self.encoder.embeddings.word)
+        return outputs

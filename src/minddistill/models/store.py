@@ -1,0 +1,276 @@
+"""Model directories: Hugging Face folders that also say where they come from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from safetensors.numpy import save_file
+
+from .. import __version__, params
+from ..errors import UserError
+from ..files import read_json, recover_directory, replace_directory, write_json, write_text
+from . import hub, zoo
+from .config import ModelConfig
+from .heads import TextModel
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+FIT_FILE = "fit_dense.safetensors"
+
+
+@dataclass
+class Weights:
+    """A model read from disk: its configuration, arrays by our paths, and what came with it."""
+
+    config: ModelConfig
+    values: dict[str, np.ndarray]
+    source: Path
+    fit: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path:
+        """The directory that holds the tokenizer files."""
+        return self.source if self.source.is_dir() else self.source.parent
+
+
+def read_weights(path: str | Path, heads: int = 12) -> Weights:
+    """Read a model directory, a `.safetensors` file or a MindSpore `.ckpt`.
+
+    Args:
+        path: a Hugging Face folder, or a file; a `config.json` beside a file is used.
+        heads: attention heads of a `.ckpt` that has no `config.json` beside it.
+
+    Raises:
+        UserError: nothing readable is there; the message names the file and what is wrong with it.
+    """
+    path = Path(path)
+    recover_directory(path)
+    if path.is_dir():
+        return _read_directory(path, hub.weight_files(path))
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory; expected a model directory or a .ckpt file")
+    if path.suffix == ".safetensors":
+        return _read_directory(path.parent, [path])
+    if path.suffix == ".ckpt":
+        return _read_ckpt(path, heads)
+    if path.suffix in (".bin", ".pt", ".pth", ".pkl"):
+        raise UserError(hub.refuse_pickle(path))
+    raise UserError(f"{path}: unknown kind of file; expected a model directory, .safetensors or .ckpt")
+
+
+def _read_directory(directory: Path, files: list[Path]) -> Weights:
+    where = directory / "config.json"
+    config = hub.config_from_hf(_object(where), str(where))
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        tensors |= hub.read_safetensors(file)
+    fit = {name: value for name, value in tensors.items() if name.startswith("fit_dense")}
+    tensors = {name: value for name, value in tensors.items() if name not in fit}
+    if (directory / FIT_FILE).is_file():
+        fit = hub.read_safetensors(directory / FIT_FILE)
+    probe = hub.match_names(config, list(tensors), _paths(config, "untied"), str(files[0]))
+    values = {path: tensors[name] for path, name in probe.items()}
+    if "pooler.weight" not in values:
+        config = config.with_(pooler=bool(config.labels))
+    return Weights(config, values, directory, fit)
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    values = read_json(path, "the configuration of a model directory")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds {type(values).__name__}; expected a JSON object, the model's configuration")
+    return values
+
+
+def _read_ckpt(path: Path, heads: int) -> Weights:
+    values = zoo.read_ckpt(path)
+    fit = {name: value for name, value in values.items() if name.startswith("fit_dense")}
+    values = {name: value for name, value in values.items() if name not in fit}
+    where = path.parent / "config.json"
+    if where.is_file():
+        config = hub.config_from_hf(_object(where), str(where))
+    else:
+        config = zoo.config_from_arrays(values, heads, str(path))
+    return Weights(config, values, path, fit)
+
+
+def _paths(config: ModelConfig, mlm: str) -> list[str]:
+    """Parameter paths of a model without building its arrays: one layer stands for all."""
+    probe = config.with_(
+        num_hidden_layers=1, vocab_size=1, max_position_embeddings=1, type_vocab_size=min(config.type_vocab_size, 1)
+    )
+    paths = list(params.named(TextModel(probe, mlm=mlm)))
+    layer = [path for path in paths if path.startswith("encoder.layers.0.")]
+    rest = [path for path in paths if path not in layer]
+    deeper = [
+        path.replace(".0.", f".{index}.", 1) for index in range(1, config.num_hidden_layers) for path in layer
+    ]
+    return rest + layer + deeper
+
+
+def build(
+    weights: Weights,
+    config: ModelConfig | None = None,
+    *,
+    seed: int = 0,
+    compute_type: ms.Type = ms.float32,
+    dtype: ms.Type = ms.float32,
+    may_miss: Iterable[str] = (),
+    mlm: bool = False,
+) -> TextModel:
+    """Build the cell of `config` (the weights' own by default) and load the weights strictly.
+
+    Args:
+        seed: of dropout, and of what `may_miss` allows to be new.
+        may_miss: path prefixes that the weights may lack, for example a new "classifier.".
+        mlm: with the masked-LM head; its decoder is tied unless the file holds another matrix.
+
+    Raises:
+        UserError: weights and configuration do not fit, or the masked-LM head is missing.
+    """
+    config = config or weights.config
+    values = dict(weights.values)
+    head = ""
+    if mlm:
+        decoder = values.get("mlm.decoder")
+        word = values.get("encoder.embeddings.word")
+        head = "tied" if decoder is None or (word is not None and np.array_equal(decoder, word)) else "untied"
+    drop = [] if head == "untied" else ["mlm.decoder"] if head else [path for path in values if path.startswith("mlm.")]
+    if not config.num_labels:
+        drop += [path for path in values if path.startswith("classifier.")]
+    if not config.pooler:
+        drop += [path for path in values if path.startswith("pooler.")]
+    if not config.type_vocab_size:
+        drop.append("encoder.embeddings.segment")
+    if config.use_relative_positions:
+        drop.append("encoder.embeddings.position")
+    for path in drop:
+        values.pop(path, None)
+    model = TextModel(config, seed, compute_type, dtype, head)
+    missing = params.assign(model, values, str(weights.source), may_miss)
+    params.initialise(model, seed, config.initializer_range, only=missing)
+    return model
+
+
+def new(
+    config: ModelConfig, seed: int, compute_type: ms.Type = ms.float32, dtype: ms.Type = ms.float32
+) -> TextModel:
+    """A model with random weights: matrices from a truncated normal of `config.initializer_range`, biases zero."""
+    model = TextModel(config, seed, compute_type, dtype)
+    params.initialise(model, seed, config.initializer_range)
+    return model
+
+
+def save(
+    directory: Path,
+    model: TextModel,
+    *,
+    tokenizer_from: Path | None,
+    command: str,
+    parents: Mapping[str, str],
+    data: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    fit: Mapping[str, np.ndarray] | None = None,
+    mlm: bool = False,
+) -> Path:
+    """Write a model directory in the place of an earlier one, which stays until the new one is whole.
+
+    Args:
+        tokenizer_from: directory whose tokenizer files are copied.
+        command, parents, data, metrics: what made the model, from what, and how good it is.
+        fit: projection weights (`fit_dense...`) to carry on to the next stage.
+        mlm: write the masked-LM head too.
+    """
+    config = model.config
+    values = {path: value for path, value in params.arrays(model).items() if mlm or not path.startswith("mlm.")}
+    names = hub.hf_names(config, list(values))
+    record = {
+        "minddistill": __version__,
+        "command": command,
+        "parents": dict(parents),
+        "data": dict(data),
+        "metrics": dict(metrics),
+        "parameters": sum(value.size for value in values.values()),
+        "transformers": hub.transformers_can_express(config),
+    }
+
+    def fill(part: Path) -> None:
+        save_file({names[path]: value for path, value in values.items()}, part / "model.safetensors", {"format": "pt"})
+        if fit:
+            save_file(dict(fit), part / FIT_FILE)
+        write_json(part / "config.json", hub.config_to_hf(config))
+        write_json(part / "minddistill.json", record)
+        write_text(part / "README.md", _card(directory.name, config, record))
+        for name in TOKENIZER_FILES:
+            if tokenizer_from is not None and (tokenizer_from / name).is_file():
+                shutil.copyfile(tokenizer_from / name, part / name)
+
+    replace_directory(directory, fill)
+    return directory
+
+
+def _card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str:
+    lines = [
+        f"# {name}",
+        "",
+        f"A {config.family} model of {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
+        f"{record['parameters'] / 1e6:.2f} M parameters, made by `{record['command']}` of MindDistill {record['minddistill']}.",
+        "",
+    ]
+    if config.labels:
+        lines += ["Labels, in the order of the logits: " + ", ".join(config.labels), ""]
+    if not record["transformers"]:
+        lines += ["Its shape is one that transformers cannot express; load it with MindDistill.", ""]
+    for title in ("metrics", "parents", "data"):
+        if record[title]:
+            lines += [f"| {title} | |", "| --- | --- |"]
+            lines += [f"| {key} | {value} |" for key, value in record[title].items()] + [""]
+    return "\n".join(lines)
+
+
+def from_layers(weights: Weights, config: ModelConfig, layers: list[int]) -> Weights:
+    """Take an encoder's embeddings and the named layers (0-based) as the weights of a shallower student.
+
+    Raises:
+        UserError: a layer does not exist, their number is not the student's, or the widths differ.
+    """
+    teacher = weights.config
+    if len(layers) != config.num_hidden_layers:
+        raise UserError(
+            f"--init_from_teacher names {len(layers)} layers; the student has {config.num_hidden_layers}; name one each"
+        )
+    bad = [layer for layer in layers if not 0 <= layer < teacher.num_hidden_layers]
+    if bad:
+        raise UserError(
+            f"--init_from_teacher names layer {bad[0]}; the teacher's layers are 0 to {teacher.num_hidden_layers - 1}"
+        )
+    for name in ("hidden_size", "embedding_size", "intermediate_size", "num_attention_heads", "attention_head_size"):
+        if getattr(config, name) != getattr(teacher, name):
+            raise UserError(
+                f"--init_from_teacher needs equal widths: {name} is {getattr(config, name)} in the student and "
+                f"{getattr(teacher, name)} in the teacher; choose a student of the teacher's widths"
+            )
+
+    values = {
+        path: value
+        for path, value in weights.values.items()
+        if not path.startswith(("encoder.layers.", "classifier.", "mlm."))
+    }
+    for index, layer in enumerate(layers):
+        old, new_ = f"encoder.layers.{layer}.", f"encoder.layers.{index}."
+        values |= {
+            new_ + path.removeprefix(old): value for path, value in weights.values.items() if path.startswith(old)
+        }
+    return Weights(config, values, weights.source)

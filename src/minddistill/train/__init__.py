@@ -1,0 +1,1 @@
+"""What moves parameters: optimiser, step, loop, log and checkpoints."""

@@ -1,0 +1,116 @@
+"""What a run tells: the documented lines on standard output and in `log.txt`, `metrics.jsonl`, TensorBoard, a bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from .checkpoint import TrainState
+
+
+class RunLog:
+    """Writes lines and numbers of one run.
+
+    Args:
+        directory: the run directory; None prints lines only (ranks other than 0).
+        interval: steps between two lines of numbers.
+    """
+
+    def __init__(self, directory: Path | None, interval: int = 100):
+        self.directory, self.interval = directory, interval
+        self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False, markup=False)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._writer: SummaryWriter | None = None
+        self._since = (time.perf_counter(), 0, 0)
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def line(self, text: str) -> None:
+        """Print a line and keep it in `log.txt`."""
+        (self._bar.console if self._bar else self._console).print(text)
+        sys.stdout.flush()
+        if self.directory is not None:
+            with open(self.directory / "log.txt", "a", encoding="utf-8") as handle:
+                handle.write(text + "\n")
+
+    def start(self, title: str, total: int, done: int, first_shapes: int) -> None:
+        """Begin a stage of `total` steps; `first_shapes` shapes are compiled as they are met."""
+        self.stop()
+        self._since = (time.perf_counter(), done, 0)
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=self._console)
+            self._bar.start()
+            self._task = self._bar.add_task(title, total=total, completed=done)
+        else:
+            self.line(f"{title}: {total} steps, compiling {first_shapes} shapes as they are met")
+
+    def tick(self, state: TrainState, outputs: tuple) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.step)
+
+    def stop(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def close(self) -> None:
+        """End the bar and flush TensorBoard."""
+        self.stop()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def numbers(self, state: TrainState, outputs: tuple, stage: str, rows: int, tokens: float) -> None:
+        """Log the outputs of a step; the only place that waits for the device.
+
+        Args:
+            rows, tokens: sequences and real tokens of an average step.
+        """
+        loss, terms, overflow, scale = outputs
+        value, over, factor = float(loss.asnumpy()), bool(overflow.asnumpy()), float(scale.asnumpy())
+        now = time.perf_counter()
+        rate = max(state.step - self._since[1], 1) / max(now - self._since[0], 1e-9)
+        self._since = (now, state.step, 0)
+        epoch = state.epoch + (1 if state.position else 0)
+        self.line(
+            f"epoch: {epoch}, step: {state.step}, outpus are (Tensor(shape=[1], dtype=Float32, {value:.6g}), "
+            f"Tensor(shape=[], dtype=Bool, {over}), Tensor(shape=[], dtype=Float32, {factor:g}))"
+        )
+        found = {"loss": value, **{name: float(term.asnumpy()) for name, term in terms.items()}}
+        found |= {"overflow": float(over), "loss_scale": factor, "learning_rate": _rate(state)}
+        found |= {"sequences_per_second": rate * rows, "tokens_per_second": rate * tokens}
+        self.metrics(stage, epoch, state.step, found)
+
+    def metrics(self, stage: str, epoch: int, step: int, found: dict[str, float]) -> None:
+        """Write numbers to `metrics.jsonl` and TensorBoard."""
+        if self.directory is None:
+            return
+        with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"stage": stage, "epoch": epoch, "step": step, **found}) + "\n")
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.directory / "tensorboard"))
+        for name, value in found.items():
+            self._writer.add_scalar(f"{stage}/{name}", value, step)
+
+
+def _rate(state: TrainState) -> float:
+    schedule = state.optimizer.learning_rate
+    return float(schedule(state.optimizer.global_step).asnumpy().reshape(-1)[0])
