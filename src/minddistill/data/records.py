@@ -6,7 +6,6 @@ Reading checks what MindSpore's readers let pass (checksums, values, label and i
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -283,8 +282,10 @@ def _read_tfrecord(path: Path, names: list[str], table: dict | None) -> dict[str
     import mindspore.dataset as dataset
 
     plan = {"datasetType": "TF", "numRows": count, "columns": columns}
-    pipeline = dataset.TFRecordDataset(str(path), json.dumps(plan), list(columns), shuffle=False, num_parallel_workers=1)
+    layout = dataset.Schema()
+    layout.from_json(plan)
     try:
+        pipeline = dataset.TFRecordDataset(str(path), layout, list(columns), shuffle=False, num_parallel_workers=1)
         read = _collect(pipeline)
     except RuntimeError as error:
         _name_bad_row(path, names, table, len(features["input_ids"]), error)

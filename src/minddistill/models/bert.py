@@ -119,9 +119,10 @@ class Layer(nn.Cell):
             scores = scores + self.relative(query, self.relative.keys, True)
         scores = scores.astype(ms.float32) + bias
         probabilities = self.softmax(scores).astype(query.dtype)
-        if keys is not None and self.attention_dropout is not None:
-            shape = (batch, self.heads, 1, 1)
-            probabilities = self.attention_dropout(probabilities, keys[2].reshape(shape), keys[3].reshape(shape))
+        if self.attention_dropout is not None:  # graph mode resolves one condition at a time
+            if keys is not None:
+                shape = (batch, self.heads, 1, 1)
+                probabilities = self.attention_dropout(probabilities, keys[2].reshape(shape), keys[3].reshape(shape))
         context = self.context(probabilities, self.split(self.value(x)))
         if self.relative is not None:
             context = context + self.relative(probabilities, self.relative.values, False)
@@ -132,10 +133,11 @@ class Layer(nn.Cell):
         return self.output_norm(x + fed.astype(x.dtype)).astype(x.dtype), scores
 
     def drop(self, x: Tensor, keys: tuple | None, site: int) -> Tensor:
-        if keys is None or self.hidden_dropout is None:
-            return x
-        multiplier = keys[0][:, site].reshape(-1, 1, 1)
-        return self.hidden_dropout(x, multiplier, keys[1][:, site].reshape(-1, 1, 1))
+        if self.hidden_dropout is not None:
+            if keys is not None:
+                multiplier = keys[0][:, site].reshape(-1, 1, 1)
+                x = self.hidden_dropout(x, multiplier, keys[1][:, site].reshape(-1, 1, 1))
+        return x
 
 
 class Encoder(nn.Cell):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
@@ -74,21 +76,49 @@ class TextModel(nn.Cell):
         self.config = config
 
     def construct(self, batch: dict, step: Tensor | None = None) -> dict:
-        """Return the encoder's outputs, and as far as the model has the heads: `pooled` (B, H), `logits` (B, C) and
-        `mlm_logits` (B, S, V)."""
-        outputs = self.encoder(batch, step)
-        last = outputs["hidden"][-1].astype(ms.float32)
-        if self.pooler is not None:
-            outputs["pooled"] = self.activation(self.pooler(last[:, 0]))
-        if self.classifier is not None:
-            pooled = outputs["pooled"] if self.pooler is not None else last[:, 0]
-            if self.relu:
-                pooled = ops.relu(pooled)
-            elif step is not None and self.dropout is not None:
+        """Return the encoder's outputs and those of the heads: `mlm_logits` (B, S, V) of a masked-LM model, else, as far
+        as the model has them, `pooled` (B, H) and `logits` (B, C)."""
+        # Each branch builds its dict at once: setting an item has no gradient in graph mode.
+        encoded = self.encoder(batch, step)
+        hidden, attentions = encoded["hidden"], encoded["attentions"]
+        last = hidden[-1].astype(ms.float32)
+        if self.mlm is not None:
+            scores = self.mlm(last, self.encoder.embeddings.word)
+            return {"hidden": hidden, "attentions": attentions, "mlm_logits": scores}
+        if self.pooler is None:
+            return {"hidden": hidden, "attentions": attentions}
+        pooled = self.activation(self.pooler(last[:, 0]))
+        if self.classifier is None:
+            return {"hidden": hidden, "attentions": attentions, "pooled": pooled}
+        logits = self.classifier(self.prepare(pooled, batch, step))
+        return {"hidden": hidden, "attentions": attentions, "pooled": pooled, "logits": logits}
+
+    def prepare(self, pooled: Tensor, batch: dict, step: Tensor | None) -> Tensor:
+        """What the classifier sees of the pooled state: rectified as in TinyBERT, or dropped out as in BERT."""
+        if self.relu:
+            return ops.relu(pooled)
+        if self.dropout is not None:
+            if step is not None:
                 multiplier, offset = self.keys(step, batch["row"])
                 keys = multiplier.reshape(-1, 1, 1), offset.reshape(-1, 1, 1)
                 pooled = self.dropout(pooled.expand_dims(1), keys[0], keys[1]).squeeze(1)
-            outputs["logits"] = self.classifier(pooled)
-        if self.mlm is not None:
-            outputs["mlm_logits"] = self.mlm(last, self.encoder.embeddings.word)
-        return outputs
+        return pooled
+
+
+class Predictor(nn.Cell):
+    """A model reduced to its logits, so that graph mode computes nothing else."""
+
+    def __init__(self, model: TextModel):
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, input_ids: Tensor, input_mask: Tensor, segment_ids: Tensor) -> Tensor:
+        batch = {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids}
+        return self.model(batch)["logits"].astype(ms.float32)
+
+
+def predict_function(model: TextModel) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """A function from a batch of arrays to logits (B, C) as an array; dropout is off."""
+    cell = Predictor(model)
+    names = ("input_ids", "input_mask", "segment_ids")
+    return lambda batch: cell(*(Tensor(batch[name]) for name in names)).asnumpy()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ..errors import UserError
 
@@ -42,17 +42,86 @@ class LossScale(nn.Cell):
         super().__init__()
         self.value = Parameter(Tensor(value, ms.float32), name="loss_scale", requires_grad=False)
         self.good = Parameter(Tensor(0, ms.int32), name="good_steps", requires_grad=False)
-        self.factor, self.window = float(factor), window
+        self.factor = Tensor(factor, ms.float32)
+        self.least = Tensor(1.0, ms.float32)
+        self.window = window
 
     def construct(self, finite: Tensor) -> Tensor:
         """Adjust the scale; returns the new one."""
         good = self.good + 1
         full = ops.logical_and(finite, good >= self.window)
-        lowered = ops.maximum(self.value / self.factor, Tensor(1.0, ms.float32))
-        raised = ops.select(full, self.value * self.factor, self.value.value())
-        kept = ops.select(ops.logical_and(finite, ops.logical_not(full)), good, ops.zeros_like(good))
+        lowered = ops.maximum(self.value / self.factor, self.least)
+        raised = ops.select(full, self.value * self.factor, self.value * self.least)
+        kept = ops.select(ops.logical_and(finite, ops.logical_not(full)), good, good * 0)
         value = ops.select(finite, raised, lowered)
         return ops.depend(value, (ops.assign(self.value, value), ops.assign(self.good, kept)))
+
+
+class _Scaled(nn.Cell):
+    """The loss of a batch times the loss scale, and what the host may log."""
+
+    def __init__(self, cell: nn.Cell, scale: LossScale, global_step: Parameter, share: float):
+        super().__init__(auto_prefix=False)
+        self.cell, self.scale, self.global_step = cell, scale, global_step
+        self.share = share
+
+    def construct(self, batch: dict) -> tuple:
+        loss, terms = self.cell(batch, self.global_step.reshape(()))
+        return loss * self.scale.value * self.share, (loss, terms)
+
+
+class _Step(nn.Cell):
+    """Gradients of a micro-batch; with `update`, also their reduction, check, clipping and the update.
+
+    All of it is methods of a cell: parameters reached through a closure are not traced in graph mode.
+    """
+
+    def __init__(
+        self,
+        scaled: _Scaled,
+        optimizer: nn.Optimizer,
+        config: StepConfig,
+        reducer: nn.Cell | None,
+        buffers: ParameterTuple | None,
+        update: bool,
+    ):
+        super().__init__(auto_prefix=False)
+        self.gradients = ms.value_and_grad(scaled, None, optimizer.parameters, has_aux=True)
+        self.scaled, self.scale, self.optimizer, self.reducer = scaled, scaled.scale, optimizer, reducer
+        self.buffers, self.update, self.clip = buffers, update, config.clip
+        self.largest = Tensor(config.clip_norm, ms.float32)
+        self.one = Tensor(1.0, ms.float32)
+        self.no = Tensor(False, ms.bool_)
+
+    def construct(self, batch: dict) -> tuple:
+        (_, (loss, terms)), grads = self.gradients(batch)
+        used = self.scale.value * self.one
+        if not self.update:
+            added = [ops.assign_add(buffer, grad) for buffer, grad in zip(self.buffers, grads)]
+            return loss, terms, self.no, ops.depend(used, added)
+        if self.buffers is not None:
+            grads = [buffer + grad for buffer, grad in zip(self.buffers, grads)]
+            cleared = [ops.assign(buffer, ops.zeros_like(buffer)) for buffer in self.buffers]
+            used = ops.depend(used, cleared)
+        if self.reducer is not None:
+            grads = self.reducer(tuple(grads))
+        squares = [(grad * grad).sum() for grad in grads]
+        total = ops.addn(squares)
+        finite = ops.isfinite(total)
+        adjusted = self.scale(finite)
+        if finite:
+            adjusted = ops.depend(adjusted, self.optimizer(self.clipped(grads, squares, total, used)))
+        return loss, terms, ops.logical_not(finite), ops.depend(used, adjusted)
+
+    def clipped(self, grads: tuple, squares: list, total: Tensor, used: Tensor) -> tuple:
+        """Gradients without the loss scale, clipped."""
+        if self.clip == "tensor":
+            norms = [ops.sqrt(square) / used for square in squares]
+            return tuple([g * (self.largest / ops.maximum(n, self.largest) / used) for g, n in zip(grads, norms)])
+        factor = self.one / used
+        if self.clip == "global":
+            factor = self.largest / ops.maximum(ops.sqrt(total) / used, self.largest) / used
+        return tuple([grad * factor for grad in grads])
 
 
 def build_step(
@@ -75,59 +144,12 @@ def build_step(
         update. An overflow skips the update and lowers the scale.
     """
     buffers = optimizer.parameters.clone(prefix="accumulated", init="zeros") if config.accumulate > 1 else None
-    share = 1.0 / config.accumulate
+    scaled = _Scaled(cell, scale, optimizer.global_step, 1.0 / config.accumulate)
+    update = _Step(scaled, optimizer, config, reducer, buffers, update=True)
+    gather = _Step(scaled, optimizer, config, reducer, buffers, update=False) if buffers is not None else update
 
-    def forward(batch: dict) -> tuple:
-        loss, terms = cell(batch, optimizer.global_step.reshape(()))
-        return loss * scale.value * share, (loss, terms)
+    def run(batch: dict[str, Tensor], last: bool = True) -> tuple:
+        # Tensors in a plain dict count as constants: each batch would be compiled anew.
+        return (update if last else gather)(ms.mutable(batch))
 
-    gradients = ms.value_and_grad(forward, None, optimizer.parameters, has_aux=True)
-
-    @ms.jit
-    def step(batch: dict) -> tuple:
-        (_, (loss, terms)), grads = gradients(batch)
-        used = scale.value * 1.0
-        finite, result = _update(grads, used)
-        return loss, terms, ops.logical_not(finite), ops.depend(used, result)
-
-    @ms.jit
-    def gather(batch: dict) -> tuple:
-        (_, (loss, terms)), grads = gradients(batch)
-        used = scale.value * 1.0
-        added = [ops.assign_add(buffer, grad) for buffer, grad in zip(buffers, grads)]
-        return loss, terms, Tensor(False, ms.bool_), ops.depend(used, added)
-
-    @ms.jit
-    def finish(batch: dict) -> tuple:
-        (_, (loss, terms)), grads = gradients(batch)
-        used = scale.value * 1.0
-        total = [buffer + grad for buffer, grad in zip(buffers, grads)]
-        finite, result = _update(total, used)
-        cleared = [ops.assign(buffer, ops.zeros_like(buffer)) for buffer in ops.depend(buffers, result)]
-        return loss, terms, ops.logical_not(finite), ops.depend(used, cleared)
-
-    def _update(grads: tuple, used: Tensor) -> tuple:
-        if reducer is not None:
-            grads = reducer(grads)
-        squares = [(grad * grad).sum() for grad in grads]
-        total = ops.addn(squares)
-        finite = ops.isfinite(total)
-        if config.clip == "global":
-            norm = ops.sqrt(total) / used
-            factor = config.clip_norm / ops.maximum(norm, Tensor(config.clip_norm, ms.float32)) / used
-            grads = [grad * factor for grad in grads]
-        elif config.clip == "tensor":
-            norms = [ops.sqrt(square) / used for square in squares]
-            least = Tensor(config.clip_norm, ms.float32)
-            grads = [g * (config.clip_norm / ops.maximum(n, least) / used) for g, n in zip(grads, norms)]
-        else:
-            grads = [grad / used for grad in grads]
-        result = used
-        if finite:
-            result = ops.depend(used, optimizer(tuple(grads)))
-        adjusted = scale(finite)
-        return finite, ops.depend(result, adjusted)
-
-    if config.accumulate == 1:
-        return lambda batch, last=True: step(batch)
-    return lambda batch, last=True: finish(batch) if last else gather(batch)
+    return run

@@ -1,0 +1,1 @@
+"""One file per command; the only package that knows the others."""

@@ -1,0 +1,196 @@
+"""Text of a task to record directories, one for each split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from ..config import flag, parse
+from ..data import records
+from ..data.tasks import CUSTOM, Example, Task, encode_label, label_table, read_examples, task_named
+from ..data.tokenizer import fingerprint, load_tokenizer, pad_id
+from ..errors import UserError
+from ..files import require_directory
+
+_ROWS_A_SHARD = 20_000
+_ROWS_A_CHUNK = 512
+
+
+@dataclass
+class Config:
+    """Text in, records out."""
+
+    task_name: str = flag("", "task of the table (SST-2, MNLI, QNLI, MRPC, QQP, RTE, CoLA, STS-B, SNIPS) or custom")
+    data_dir: str = flag("", "directory with the task's official files")
+    train_file: str = flag("", "TSV, CSV or JSONL of a custom task's training rows")
+    dev_file: str = flag("", "rows of a custom task's dev set")
+    test_file: str = flag("", "rows of a custom task's test set; its label column may be absent")
+    text_column: str = flag("text", "column of the text, custom task")
+    text_pair_column: str = flag("", "column of the second text, custom task; empty for single texts")
+    label_column: str = flag("label", "column of the label, custom task")
+    labels: str = flag("", "class names in the order of the logits, with commas between; else the data's, sorted")
+    regression: bool = flag(False, "the label is a number, custom task")
+    tokenizer: str = flag("", "model directory whose tokenizer makes the ids")
+    output_dir: str = flag("", "where a record directory is written for each split")
+    max_seq_length: int = flag(0, "tokens a row at most; 0 takes the task's own")
+    dataset_type: str = flag("tfrecord", "tfrecord or mindrecord")
+    workers: int = flag(0, "processes; 0 takes one a core")
+
+
+def run(config: Config) -> dict[str, dict]:
+    """Write every split that has a file. Returns the `meta.json` of each by split.
+
+    Raises:
+        UserError: a flag, file, row or label is wrong.
+    """
+    task, files = _task_and_files(config)
+    if config.dataset_type not in records.SUFFIXES:
+        raise UserError(f"--dataset_type {config.dataset_type!r}: expected tfrecord or mindrecord")
+    length = config.max_seq_length or task.max_length
+    if length < 5:
+        raise UserError(f"--max_seq_length {length}: expected at least 5 tokens")
+    if not config.output_dir:
+        raise UserError("--output_dir is empty; expected the directory to write records to")
+    tokenizer_dir = require_directory(config.tokenizer, "a model directory with a tokenizer (--tokenizer)")
+    tokenizer = load_tokenizer(tokenizer_dir)
+    base = {
+        "task": task.name,
+        "tokenizer": fingerprint(tokenizer),
+        "vocab_size": tokenizer.get_vocab_size(),
+        "pad_id": pad_id(tokenizer),
+        "seq_length": length,
+        "regression": task.regression,
+        "metrics": list(task.metrics),
+    }
+    table: dict[str, str] = {}
+    found = {}
+    for split, path in files.items():
+        examples = list(read_examples(path, task, split, labelled=not split.startswith("test")))
+        if not examples:
+            raise UserError(f"{path}: no rows; expected at least one")
+        if not table and not task.regression:
+            table = label_table(task, (example.label or "" for example in examples))
+            if len(table) < 2:
+                raise UserError(f"{path}: only one label, {', '.join(map(repr, table))}; expected at least two classes")
+        labelled = all(example.label is not None for example in examples)
+        meta = base | {
+            "split": split,
+            "labels": list(table.values()),
+            "raw_labels": list(table),
+            "labelled": labelled,
+            "rows": len(examples),
+            "source": path.name,
+        }
+        _write_split(Path(config.output_dir) / split, path, examples, task, table, meta, tokenizer_dir, config)
+        print(f"{split}: {len(examples)} rows of {path} in {Path(config.output_dir) / split}")
+        found[split] = meta
+    return found
+
+
+def _task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
+    if config.task_name.lower() == CUSTOM:
+        given = {"train": config.train_file, "dev": config.dev_file, "test": config.test_file}
+        task = Task(
+            CUSTOM,
+            text=config.text_column,
+            text_pair=config.text_pair_column or None,
+            label=config.label_column,
+            regression=config.regression,
+            metrics=("pearson", "spearman") if config.regression else ("accuracy", "f1"),
+        )
+        files = {split: Path(path) for split, path in given.items() if path}
+        if not files:
+            raise UserError("--task_name custom: no file; give --train_file, --dev_file or --test_file")
+    else:
+        task = task_named(config.task_name)
+        directory = require_directory(config.data_dir, f"the directory of {task.name}'s files (--data_dir)")
+        files = {split: directory / name for split, name in task.files.items() if (directory / name).is_file()}
+        if not files:
+            names = ", ".join(task.files.values())
+            raise UserError(f"{directory}: none of {task.name}'s files in it; expected {names}")
+    if config.labels:
+        names = [name.strip() for name in config.labels.split(",")]
+        task = replace(task, labels={name: name for name in names})
+    return task, files
+
+
+def _write_split(
+    directory: Path,
+    source: Path,
+    examples: list[Example],
+    task: Task,
+    table: dict[str, str],
+    meta: dict,
+    tokenizer_dir: Path,
+    config: Config,
+) -> None:
+    if directory.exists() and any(directory.iterdir()) and not (directory / "schema.json").exists():
+        foreign = [file.name for file in directory.iterdir() if "record" not in file.name]
+        if foreign:
+            raise UserError(f"{directory}: holds {foreign[0]}, which is not ours; choose an empty --output_dir")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "meta.json").unlink(missing_ok=True)
+    for old in [file for suffix in (".tfrecord", ".mindrecord", ".db") for file in directory.glob(f"*{suffix}")]:
+        old.unlink()
+    count = -(-len(examples) // _ROWS_A_SHARD)
+    workers = config.workers or os.cpu_count() or 1
+    count = max(count, min(workers, len(examples) // 2000)) or 1
+    size = -(-len(examples) // count)
+    kind = "float32" if task.regression else "int64"
+    columns = records.schema(meta["seq_length"], len(examples), kind)
+    make = partial(
+        _write_shard, source=source, task=task, table=table, columns=columns, tokenizer_dir=tokenizer_dir, pad=meta["pad_id"]
+    )
+    ending = records.SUFFIXES[config.dataset_type][0]
+    jobs = []
+    for index, start in enumerate(range(0, len(examples), size)):
+        name = f"{meta['split']}-{index:05d}-of-{count:05d}{ending}"
+        jobs.append((directory / name, start, examples[start : start + size]))
+    if workers == 1 or len(jobs) == 1:
+        for job in jobs:
+            make(job)
+    else:
+        with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
+            list(pool.map(make, jobs))
+    records.finish_directory(directory, columns, meta)
+
+
+def _write_shard(
+    job: tuple[Path, int, list[Example]],
+    source: Path,
+    task: Task,
+    table: dict[str, str],
+    columns: dict,
+    tokenizer_dir: Path,
+    pad: int,
+) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
+    path, start, examples = job
+    length = columns["columns"]["input_ids"]["shape"][0]
+    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer.enable_truncation(length, strategy="longest_first")
+
+    def rows() -> Iterator[dict[str, list]]:
+        for first in range(0, len(examples), _ROWS_A_CHUNK):
+            chunk = examples[first : first + _ROWS_A_CHUNK]
+            texts = [e.text if e.text_pair is None else (e.text, e.text_pair) for e in chunk]
+            for index, (example, encoding) in enumerate(zip(chunk, tokenizer.encode_batch_fast(texts), strict=True)):
+                where = f"{source}: row {start + first + index + 1}"
+                ids = encoding.ids
+                row = records.padded(ids, len(ids) - sum(encoding.type_ids), length, pad)
+                row["label_ids"] = [encode_label(task, table, example.label, where)]
+                yield row
+
+    if path.suffix == ".mindrecord":
+        records.write_mindrecord(path, rows(), columns["columns"])
+    else:
+        records.write_tfrecord(path, rows(), frozenset(["label_ids"] if task.regression else []))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of `minddistill prepare-task`."""
+    run(*parse("minddistill prepare-task", "Write the records of a task.", [Config], argv))
