@@ -68,7 +68,9 @@ def start(device: str = "", device_id: int = 0, distribute: bool = False, device
     if not distribute:
         return Runtime(device, device_id)
     if "MS_WORKER_NUM" not in os.environ:
-        raise UserError("--distribute true: not started by msrun; use scripts/run_distributed_*.sh, or --distribute false")
+        raise UserError(
+            "--distribute true: not started by msrun; use scripts/run_distributed_*.sh, or --distribute false"
+        )
     from mindspore import communication
 
     communication.init()

@@ -229,7 +229,9 @@ def _schema(directory: Path, schema_file: str, kind: str) -> dict | None:
         if not (scalar or (isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape))):
             raise UserError(f"{path}: column {name!r} has shape {shape!r}; expected a list of positive whole numbers")
         if column.get("type") not in ("int64", "int32", "float32"):
-            raise UserError(f"{path}: column {name!r} has type {column.get('type')!r}; expected int64, int32 or float32")
+            raise UserError(
+                f"{path}: column {name!r} has type {column.get('type')!r}; expected int64, int32 or float32"
+            )
     return table
 
 
@@ -358,7 +360,9 @@ def _read_mindrecord(path: Path, names: list[str], table: dict | None) -> dict[s
         pipeline = dataset.MindDataset(str(path), list(names), shuffle=False, num_parallel_workers=1)
         read = _collect(pipeline)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{path}: MindSpore cannot read it with columns {', '.join(names)} ({_first_line(error)})") from None
+        raise UserError(
+            f"{path}: MindSpore cannot read it with columns {', '.join(names)} ({_first_line(error)})"
+        ) from None
     for name in names:
         column = (table or {}).get("columns", {}).get(name) or {}
         if column.get("shape") and list(read[name].shape[1:]) != column["shape"]:

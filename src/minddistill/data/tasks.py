@@ -63,9 +63,7 @@ TASKS: dict[str, Task] = {
             },
             submission={"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv"},
         ),
-        Task(
-            "QNLI", text="question", text_pair="sentence", labels=_ENTAILMENT, submission={"test": "QNLI.tsv"}
-        ),
+        Task("QNLI", text="question", text_pair="sentence", labels=_ENTAILMENT, submission={"test": "QNLI.tsv"}),
         Task(
             "MRPC",
             text="#1 String",
@@ -84,9 +82,7 @@ TASKS: dict[str, Task] = {
             metrics=("accuracy", "f1"),
             submission={"test": "QQP.tsv"},
         ),
-        Task(
-            "RTE", text="sentence1", text_pair="sentence2", labels=_ENTAILMENT, submission={"test": "RTE.tsv"}
-        ),
+        Task("RTE", text="sentence1", text_pair="sentence2", labels=_ENTAILMENT, submission={"test": "RTE.tsv"}),
         Task(
             "CoLA",
             text=3,

@@ -39,7 +39,9 @@ def layer_map(spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
         chosen = [index * step + step - 1 for index in range(student_layers)]
     elif spec in ("last", "first"):
         if student_layers > teacher_layers:
-            raise UserError(f"--layer_map {spec}: the student has {student_layers} layers, the teacher {teacher_layers}")
+            raise UserError(
+                f"--layer_map {spec}: the student has {student_layers} layers, the teacher {teacher_layers}"
+            )
         start = teacher_layers - student_layers if spec == "last" else 0
         chosen = list(range(start, start + student_layers))
     else:
@@ -48,7 +50,9 @@ def layer_map(spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
         except ValueError:
             raise UserError(f"--layer_map {spec!r}: expected {', '.join(MODES)} or a list such as 1,3,5") from None
         if len(chosen) != student_layers:
-            raise UserError(f"--layer_map {spec}: {len(chosen)} layers for a student of {student_layers}; name one each")
+            raise UserError(
+                f"--layer_map {spec}: {len(chosen)} layers for a student of {student_layers}; name one each"
+            )
         bad = [layer for layer in chosen if not 0 <= layer < teacher_layers]
         if bad:
             raise UserError(f"--layer_map {spec}: no layer {bad[0]}; the teacher's are 0 to {teacher_layers - 1}")

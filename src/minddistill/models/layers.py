@@ -89,9 +89,7 @@ class _Normalise(nn.Cell):
         centred = x - self.mean(x, -1)
         return centred * ops.rsqrt(self.mean(centred * centred, -1) + self.epsilon) * gamma + beta
 
-    def bprop(
-        self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tensor, dout: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def bprop(self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         centred = x - self.mean(x, -1)
         inverse = ops.rsqrt(self.mean(centred * centred, -1) + self.epsilon)
         unit = centred * inverse

@@ -114,9 +114,7 @@ def _paths(config: ModelConfig, mlm: str) -> list[str]:
     paths = list(params.named(TextModel(probe, mlm=mlm)))
     layer = [path for path in paths if path.startswith("encoder.layers.0.")]
     rest = [path for path in paths if path not in layer]
-    deeper = [
-        path.replace(".0.", f".{index}.", 1) for index in range(1, config.num_hidden_layers) for path in layer
-    ]
+    deeper = [path.replace(".0.", f".{index}.", 1) for index in range(1, config.num_hidden_layers) for path in layer]
     return rest + layer + deeper
 
 
@@ -164,9 +162,7 @@ def build(
     return model
 
 
-def new(
-    config: ModelConfig, seed: int, compute_type: ms.Type = ms.float32, dtype: ms.Type = ms.float32
-) -> TextModel:
+def new(config: ModelConfig, seed: int, compute_type: ms.Type = ms.float32, dtype: ms.Type = ms.float32) -> TextModel:
     """A model with random weights: matrices from a truncated normal of `config.initializer_range`, biases zero."""
     model = TextModel(config, seed, compute_type, dtype)
     params.initialise(model, seed, config.initializer_range)

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import runtime
+from .. import params, runtime
 from ..config import dump, flag, numbers
 from ..data.loader import Loader, choose_buckets
 from ..data.records import Rows, read_rows
 from ..data.tokenizer import fingerprint, load_tokenizer
 from ..distill.distiller import Distiller
+from ..distill.layer_map import LayerMap
+from ..distill.objectives import FitDense
 from ..errors import UserError
 from ..evaluation import metrics
 from ..evaluation.evaluate import predict
@@ -184,12 +186,56 @@ def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
 
 def step_config(flags: StepFlags, loss_scale: float, window: int) -> StepConfig:
     """The step's configuration out of flags and a stage's own loss scale."""
-    return StepConfig(
-        loss_scale, flags.scale_factor, window, flags.clip, flags.clip_norm, flags.accumulation_steps
-    )
+    return StepConfig(loss_scale, flags.scale_factor, window, flags.clip, flags.clip_norm, flags.accumulation_steps)
 
 
-def evaluate_rows(model: TextModel, rows: Rows, buckets: list[int] | None = None) -> tuple[np.ndarray, dict[str, float]]:
+def note_data_sink(wanted: bool, place: runtime.Runtime, log: RunLog) -> None:
+    """Say what becomes of `--enable_data_sink`: batches of several lengths are fed step by step on every device."""
+    if wanted:
+        log.line(f"Data sink: batches are fed step by step on {place.device}, so that their lengths may differ")
+
+
+def fit_dense(
+    kind: str,
+    student: ModelConfig,
+    teacher: ModelConfig,
+    pairs: LayerMap,
+    carried: Mapping[str, np.ndarray],
+    seed: int,
+) -> FitDense:
+    """The projection of the student's hidden states, from an earlier stage where it brings one.
+
+    Raises:
+        UserError: the one it brings is of another width or count.
+    """
+    if carried:
+        count = 1 if "fit_dense.weight" in carried else len(carried) // 2
+    else:
+        count = 1 if kind == "shared" else len(pairs.hidden)
+    fit = FitDense(student.hidden_size, teacher.hidden_size, count)
+    params.initialise(fit, seed, student.initializer_range)
+    if carried:
+        names = {ours: theirs for ours, theirs in _fit_paths(fit).items()}
+        missing = [theirs for theirs in names.values() if theirs not in carried]
+        if missing or (count > 1 and count != len(pairs.hidden)):
+            raise UserError(f"the student's fit_dense has {count} projections; the layer map needs {len(pairs.hidden)}")
+        params.assign(fit, {ours: carried[theirs] for ours, theirs in names.items()}, "fit_dense of the student")
+    return fit
+
+
+def _fit_paths(fit: FitDense) -> dict[str, str]:
+    return {path: fit.names()[path.rsplit(".", 1)[-1]] for path in params.named(fit)}
+
+
+def fit_arrays(fit: FitDense) -> dict[str, np.ndarray]:
+    """The projection's weights under their names in checkpoints."""
+    paths = _fit_paths(fit)
+    return {paths[path]: value for path, value in params.arrays(fit).items()}
+
+
+def evaluate_rows(
+    model: TextModel, rows: Rows, buckets: list[int] | None = None
+) -> tuple[np.ndarray, dict[str, float]]:
     """Logits of all rows and the task's metrics (none where the rows have no labels)."""
     loader = Loader(rows, EVAL_BATCH, buckets=buckets, shuffle=False)
     logits = predict(predict_function(model), loader)
@@ -206,7 +252,9 @@ def eval_buckets(train: list[int], rows: Rows) -> list[int]:
     return useful if useful and useful[-1] >= longest else [*useful, rows.seq_length]
 
 
-def check_teacher(model: TextModel, rows: Rows, buckets: list[int], allow_weak: bool, say: Callable[[str], None]) -> float:
+def check_teacher(
+    model: TextModel, rows: Rows, buckets: list[int], allow_weak: bool, say: Callable[[str], None]
+) -> float:
     """Measure a teacher before anything is learnt from it. Returns its main metric.
 
     Raises:
@@ -298,7 +346,9 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
         assert stage.evaluate is not None
         found = stage.evaluate()
         value = next(iter(found.values()))
-        stage.log.metrics(stage.name, state.epoch + bool(state.position), state.step, {f"dev_{k}": v for k, v in found.items()})
+        stage.log.metrics(
+            stage.name, state.epoch + bool(state.position), state.step, {f"dev_{k}": v for k, v in found.items()}
+        )
         if value > state.best.get("value", -np.inf):
             path = stage.save("best", found)
             state.best = {"value": value, "epoch": state.epoch, "metrics": found, "result": str(path)}

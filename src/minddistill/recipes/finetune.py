@@ -55,9 +55,7 @@ def run(config: Config, run_flags: common.RunFlags, step_flags: common.StepFlags
     place = runtime.start(config.device_target, config.device_id)
     weights = store.read_weights(config.model, config.num_attention_heads)
     options = {"kind": config.dataset_type, "schema_file": config.schema_dir}
-    train = common.read_checked(
-        config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options
-    )
+    train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
     names, regression = train.meta.get("labels", []), bool(train.meta.get("regression"))
     if not regression and not names:
         names = [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
@@ -68,7 +66,12 @@ def run(config: Config, run_flags: common.RunFlags, step_flags: common.StepFlags
         relu_before_classifier=config.relu_before_classifier,
     )
     train = common.read_checked(
-        config.train_data_dir, "--train_data_dir", model_config, None, labels=None if regression else len(names), **options
+        config.train_data_dir,
+        "--train_data_dir",
+        model_config,
+        None,
+        labels=None if regression else len(names),
+        **options,
     )
     model = store.build(
         weights if weights.config.labels == model_config.labels else _without_classifier(weights),
@@ -83,7 +86,12 @@ def run(config: Config, run_flags: common.RunFlags, step_flags: common.StepFlags
     evaluate = None
     if config.eval_data_dir:
         dev = common.read_checked(
-            config.eval_data_dir, "--eval_data_dir", model_config, None, labels=None if regression else len(names), **options
+            config.eval_data_dir,
+            "--eval_data_dir",
+            model_config,
+            None,
+            labels=None if regression else len(names),
+            **options,
         )
         if dev.meta.get("labels", names) != names:
             raise UserError(f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}")

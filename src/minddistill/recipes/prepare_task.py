@@ -143,7 +143,13 @@ def _write_split(
     kind = "float32" if task.regression else "int64"
     columns = records.schema(meta["seq_length"], len(examples), kind)
     make = partial(
-        _write_shard, source=source, task=task, table=table, columns=columns, tokenizer_dir=tokenizer_dir, pad=meta["pad_id"]
+        _write_shard,
+        source=source,
+        task=task,
+        table=table,
+        columns=columns,
+        tokenizer_dir=tokenizer_dir,
+        pad=meta["pad_id"],
     )
     ending = records.SUFFIXES[config.dataset_type][0]
     jobs = []

@@ -1,0 +1,188 @@
+"""General distillation: a student learns a pretrained teacher's layers on a corpus (TinyBERT, arXiv 1909.10351)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .. import runtime
+from ..config import flag, numbers, parse
+from ..data.loader import Loader
+from ..distill.distiller import Distiller
+from ..distill.layer_map import layer_map
+from ..distill.objectives import Intermediate, check_heads
+from ..errors import UserError
+from ..models import store
+from ..train.optim import OptimConfig
+from . import common
+
+
+@dataclass
+class Config:
+    """General distillation, as documented."""
+
+    device_target: Literal["", "Ascend", "GPU", "CPU"] = flag("", "Ascend, GPU or CPU; empty takes the best there is")
+    distribute: bool = flag(False, "train on several devices, started by msrun")
+    epoch_size: int = flag(1, "epochs")
+    device_id: int = flag(0, "number of the device")
+    device_num: int = flag(1, "number of devices")
+    save_ckpt_path: str = flag("", "run directory, where --output_dir is not given")
+    max_ckpt_num: int = flag(1, "checkpoints kept")
+    do_shuffle: bool = flag(True, "shuffle the rows every epoch")
+    enable_data_sink: bool = flag(True, "feed batches ahead where the device supports it (not CPU)")
+    data_sink_steps: int = flag(1, "steps of one sink")
+    save_checkpoint_step: int = flag(1000, "steps between checkpoints", "save_ckpt_step")
+    load_teacher_ckpt_path: str = flag("", "the pretrained teacher: model directory or .ckpt")
+    data_dir: str = flag("", "record directory of the corpus")
+    schema_dir: str = flag("", "path of the schema file; the record directory's own by default")
+    dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
+    train_steps: int = flag(0, "stop after so many steps; 0 for all epochs")
+
+
+@dataclass
+class Learning:
+    """Optimiser."""
+
+    learning_rate: float = flag(5e-5, "highest learning rate")
+    end_learning_rate: float = flag(1e-14, "learning rate at the end, positive")
+    power: float = flag(1.0, "power of the polynomial decay")
+    weight_decay: float = flag(0.01, "decoupled weight decay; not on biases and layer norms")
+    eps: float = flag(1e-6, "added to Adam's denominator")
+    lr_schedule: common.Schedules = flag("original", "warm-up and decay: original, port or constant")
+    warmup_ratio: float = flag(0.1, "part of all steps that warm-up takes")
+    loss_scale_value: float = flag(65536.0, "initial loss scale")
+    scale_window: int = flag(1000, "steps without overflow after which the loss scale rises")
+    teacher_num_attention_heads: int = flag(12, "heads of a teacher .ckpt without config.json beside it")
+
+
+def run(
+    config: Config,
+    learning: Learning,
+    student_flags: common.StudentFlags,
+    run_flags: common.RunFlags,
+    step_flags: common.StepFlags,
+) -> Path:
+    """Distil and return the student's model directory.
+
+    Raises:
+        UserError: flags, records and teacher do not go together.
+    """
+    run_flags.output_dir = run_flags.output_dir or config.save_ckpt_path or "runs/general_distill"
+    directory, log = common.open_run(run_flags, [config, learning, student_flags, run_flags, step_flags])
+    try:
+        return _run(config, learning, student_flags, run_flags, step_flags, directory, log)
+    finally:
+        log.close()
+
+
+def _run(
+    config: Config,
+    learning: Learning,
+    student_flags: common.StudentFlags,
+    run_flags: common.RunFlags,
+    step_flags: common.StepFlags,
+    directory: Path,
+    log: common.RunLog,
+) -> Path:
+    place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
+    if place.rank:
+        log.directory = None
+    common.note_data_sink(config.enable_data_sink, place, log)
+    if not config.load_teacher_ckpt_path:
+        raise UserError("--load_teacher_ckpt_path is empty; expected the pretrained teacher's directory or .ckpt")
+    weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
+    rows = common.read_checked(
+        config.data_dir,
+        "--data_dir",
+        weights.config,
+        weights.directory,
+        kind=config.dataset_type,
+        schema_file=config.schema_dir,
+        labelled=False,
+    )
+    wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler)
+    if student_flags.init_from_teacher and not student_flags.num_hidden_layers:
+        layers = numbers(student_flags.init_from_teacher, "--init_from_teacher")
+        wanted = wanted.with_(num_hidden_layers=len(layers))
+    pairs = layer_map(student_flags.layer_map, wanted.num_hidden_layers, weights.config.num_hidden_layers)
+    check_heads(pairs, wanted.num_attention_heads, weights.config.num_attention_heads)
+    types = {
+        "compute_type": runtime.float_type(step_flags.compute_type, place.device),
+        "dtype": runtime.float_type(step_flags.dtype, place.device),
+    }
+    teacher = store.build(weights, weights.config.with_(labels=(), regression=False), **types)
+    if student_flags.init_from_teacher:
+        layers = numbers(student_flags.init_from_teacher, "--init_from_teacher")
+        student = store.build(store.from_layers(weights, wanted, layers), seed=run_flags.seed, **types)
+    else:
+        student = store.new(wanted, run_flags.seed, **types)
+    fit = common.fit_dense(student_flags.fit_dense, wanted, weights.config, pairs, {}, run_flags.seed)
+    buckets = common.buckets_for(step_flags.buckets, rows, student_flags.loss_mode == "reference")
+    log.line(f"The student has {wanted.num_hidden_layers} layers; they learn from teacher layers {pairs.attention}")
+
+    def save(name: str, found: Mapping[str, float]) -> Path:
+        if place.rank:
+            return directory / name
+        return store.save(
+            directory / name,
+            student,
+            tokenizer_from=weights.directory,
+            command="minddistill general-distill",
+            parents={"teacher": str(config.load_teacher_ckpt_path)},
+            data={"corpus": str(config.data_dir), "rows": len(rows)},
+            metrics=found,
+            fit=common.fit_arrays(fit),
+        )
+
+    stage = common.Stage(
+        name="general",
+        directory=directory,
+        cell=Distiller(student, teacher, Intermediate(pairs, fit, student_flags.loss_mode)),
+        student=student,
+        train=Loader(
+            rows,
+            step_flags.batch_size,
+            buckets=buckets,
+            seed=run_flags.seed,
+            shuffle=config.do_shuffle,
+            rank=place.rank,
+            size=place.size,
+        ),
+        epochs=config.epoch_size,
+        optim=OptimConfig(
+            learning.learning_rate,
+            learning.end_learning_rate,
+            learning.power,
+            learning.weight_decay,
+            learning.eps,
+            learning.lr_schedule,
+            learning.warmup_ratio,
+        ),
+        step=common.step_config(step_flags, learning.loss_scale_value, learning.scale_window),
+        flags=run_flags,
+        runtime=place,
+        log=log,
+        save=save,
+        save_steps=config.save_checkpoint_step,
+        keep=config.max_ckpt_num,
+        most_steps=config.train_steps,
+        identity={
+            "teacher": str(config.load_teacher_ckpt_path),
+            "corpus": str(config.data_dir),
+            "rows": len(rows),
+            "student": repr(wanted),
+            "init": student_flags.init_from_teacher,
+            "layer_map": student_flags.layer_map,
+            "buckets": buckets,
+            "batch_size": step_flags.batch_size,
+        },
+    )
+    return common.run_stage(stage)[0]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of `minddistill general-distill` and `run_general_distill.py`."""
+    groups = [Config, Learning, common.StudentFlags, common.RunFlags, common.StepFlags]
+    run(*parse("minddistill general-distill", "Distil a pretrained teacher on a corpus.", groups, argv))

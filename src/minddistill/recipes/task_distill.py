@@ -1,0 +1,359 @@
+"""Two-phase task distillation (TinyBERT, arXiv 1909.10351): intermediate layers, then predictions; and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import runtime
+from ..config import flag, numbers, parse
+from ..data.loader import Loader
+from ..data.records import Rows
+from ..distill.distiller import Distiller
+from ..distill.layer_map import layer_map
+from ..distill.objectives import Intermediate, Prediction, check_heads
+from ..errors import UserError
+from ..models import store
+from ..models.config import ModelConfig
+from ..models.heads import TextModel
+from ..train.optim import OptimConfig
+from . import common
+
+
+@dataclass
+class Config:
+    """Task distillation, as documented."""
+
+    device_target: Literal["", "Ascend", "GPU", "CPU"] = flag("", "Ascend, GPU or CPU; empty takes the best there is")
+    do_train: bool = flag(True, "enable training")
+    do_eval: bool = flag(True, "enable evaluation")
+    td_phase1_epoch_size: int = flag(10, "epochs of phase 1")
+    td_phase2_epoch_size: int = flag(3, "epochs of phase 2")
+    device_id: int = flag(0, "number of the device")
+    do_shuffle: bool = flag(True, "shuffle the training rows every epoch")
+    enable_data_sink: bool = flag(True, "feed batches ahead where the device supports it (not CPU)")
+    save_ckpt_step: int = flag(1000, "steps between checkpoints", "save_checkpoint_step")
+    max_ckpt_num: int = flag(1, "checkpoints kept")
+    data_sink_steps: int = flag(1, "steps of one sink")
+    load_teacher_ckpt_path: str = flag("", "the fine-tuned teacher: model directory or .ckpt")
+    load_gd_ckpt_path: str = flag("", "the student after general distillation: model directory or .ckpt")
+    load_td1_ckpt_path: str = flag("", "the student after phase 1, which is then skipped; or the model to evaluate")
+    train_data_dir: str = flag("", "record directory to train on")
+    eval_data_dir: str = flag("", "record directory to evaluate on")
+    task_name: str = flag("", "the records' task: SST-2, QNLI, MNLI or any other of the table; checked where given")
+    schema_dir: str = flag("", "path of the schema file; the record directories' own by default")
+    dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
+
+
+@dataclass
+class Learning:
+    """Optimisers and objectives of the two phases."""
+
+    learning_rate: float = flag(0.0, "highest learning rate of both phases; 0 takes each phase's own")
+    td_phase1_learning_rate: float = flag(5e-5, "highest learning rate of phase 1")
+    td_phase2_learning_rate: float = flag(2e-5, "highest learning rate of phase 2")
+    end_learning_rate: float = flag(1e-14, "learning rate at the end, positive")
+    power: float = flag(1.0, "power of the polynomial decay")
+    weight_decay: float = flag(0.01, "decoupled weight decay; not on biases and layer norms")
+    eps: float = flag(1e-6, "added to Adam's denominator")
+    lr_schedule: common.Schedules = flag("original", "warm-up and decay: original, port or constant")
+    warmup_ratio: float = flag(0.1, "part of all steps that warm-up takes")
+    loss_scale_value: float = flag(256.0, "initial loss scale")
+    scale_window: int = flag(50, "steps without overflow after which the loss scale rises")
+    temperature: float = flag(1.0, "temperature of phase 2's softmaxes")
+    hard_label_weight: float = flag(0.0, "weight of the labels' cross-entropy in phase 2")
+    eval_steps: int = flag(0, "steps between evaluations in phase 2 besides each epoch's end; 0 for none")
+    allow_weak_teacher: bool = flag(False, "go on with a teacher that does not beat the majority class")
+    teacher_num_attention_heads: int = flag(12, "heads of a teacher .ckpt without config.json beside it")
+
+    def optim(self, phase: int) -> OptimConfig:
+        """The optimiser of phase 1 or 2."""
+        own = self.td_phase1_learning_rate if phase == 1 else self.td_phase2_learning_rate
+        return OptimConfig(
+            self.learning_rate or own,
+            self.end_learning_rate,
+            self.power,
+            self.weight_decay,
+            self.eps,
+            self.lr_schedule,
+            self.warmup_ratio,
+        )
+
+
+@dataclass
+class _Job:
+    """What the phases share."""
+
+    config: Config
+    learning: Learning
+    student: common.StudentFlags
+    run: common.RunFlags
+    step: common.StepFlags
+    place: runtime.Runtime
+    directory: Path
+    log: Any
+    teacher: store.Weights
+    train: Rows
+    dev: Rows | None
+    buckets: list[int]
+
+    def build(self, weights: store.Weights, config: ModelConfig, may_miss: tuple[str, ...] = ()) -> TextModel:
+        """A model on this job's device and in its types."""
+        return store.build(
+            weights,
+            config,
+            seed=self.run.seed,
+            compute_type=runtime.float_type(self.step.compute_type, self.place.device),
+            dtype=runtime.float_type(self.step.dtype, self.place.device),
+            may_miss=may_miss,
+        )
+
+    def loader(self) -> Loader:
+        """Batches of the training rows."""
+        return Loader(
+            self.train,
+            self.step.batch_size,
+            buckets=self.buckets,
+            seed=self.run.seed,
+            shuffle=self.config.do_shuffle,
+        )
+
+
+def run(
+    config: Config,
+    learning: Learning,
+    student: common.StudentFlags,
+    run_flags: common.RunFlags,
+    step_flags: common.StepFlags,
+) -> tuple[Path, dict[str, float]]:
+    """Run what `do_train` and `do_eval` ask for.
+
+    Returns:
+        The model directory that results (or was evaluated) and its dev metrics.
+
+    Raises:
+        UserError: flags, records and models do not go together.
+    """
+    run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
+    if not config.do_train and not config.do_eval:
+        raise UserError("--do_train false and --do_eval false: nothing to do; set one of them true")
+    if not config.do_train:
+        return _evaluate(config, learning, student)
+    directory, log = common.open_run(run_flags, [config, learning, student, run_flags, step_flags])
+    try:
+        job = _prepare(config, learning, student, run_flags, step_flags, directory, log)
+        first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else _phase_one(job)
+        return _phase_two(job, first)
+    finally:
+        log.close()
+
+
+def _prepare(
+    config: Config,
+    learning: Learning,
+    student: common.StudentFlags,
+    run_flags: common.RunFlags,
+    step_flags: common.StepFlags,
+    directory: Path,
+    log: Any,
+) -> _Job:
+    place = runtime.start(config.device_target, config.device_id)
+    common.note_data_sink(config.enable_data_sink, place, log)
+    if not config.load_teacher_ckpt_path:
+        raise UserError("--load_teacher_ckpt_path is empty; expected the fine-tuned teacher's directory or .ckpt")
+    weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
+    train = _read(config, config.train_data_dir, "--train_data_dir", weights)
+    weights = common.align_labels(weights, _labels(train), log.line)
+    if not weights.config.num_labels:
+        raise UserError(f"{weights.source}: an encoder without a classifier; fine-tune it first (minddistill finetune)")
+    train = _read(config, config.train_data_dir, "--train_data_dir", weights)
+    dev = _read(config, config.eval_data_dir, "--eval_data_dir", weights) if config.eval_data_dir else None
+    if config.do_eval and dev is None:
+        raise UserError("--eval_data_dir is empty; expected a record directory, or --do_eval false")
+    if train.seq_length > student.seq_length:
+        raise UserError(
+            f"{train.directory}: rows of {train.seq_length} tokens, --seq_length is {student.seq_length}; make them agree"
+        )
+    buckets = common.buckets_for(step_flags.buckets, train, student.loss_mode == "reference")
+    return _Job(config, learning, student, run_flags, step_flags, place, directory, log, weights, train, dev, buckets)
+
+
+def _labels(rows: Rows) -> list[str]:
+    return [] if rows.meta.get("regression") else rows.meta.get("labels", [])
+
+
+def _read(config: Config, directory: str, name: str, weights: store.Weights) -> Rows:
+    classes = weights.config.num_labels if weights.config.labels and not weights.config.regression else None
+    rows = common.read_checked(
+        directory,
+        name,
+        weights.config,
+        weights.directory,
+        kind=config.dataset_type,
+        schema_file=config.schema_dir,
+        labels=classes,
+    )
+    task = rows.meta.get("task", "")
+    if config.task_name and task and config.task_name.lower() != task.lower():
+        raise UserError(f"--task_name {config.task_name}: the records in {directory} are of {task}")
+    return rows
+
+
+def _first_student(job: _Job) -> tuple[TextModel, Mapping[str, Any], str]:
+    """The student that phase 1 starts from, its projection if it brings one, and where it comes from."""
+    wanted = job.student.config(job.teacher.config)
+    head = {name: getattr(job.teacher.config, name) for name in ("labels", "regression", "relu_before_classifier")}
+    heads = ("classifier.", "pooler.")
+    if job.config.load_gd_ckpt_path:
+        if job.student.init_from_teacher:
+            raise UserError("--init_from_teacher and --load_gd_ckpt_path: two starting points; give one of them")
+        weights = store.read_weights(job.config.load_gd_ckpt_path, wanted.num_attention_heads)
+        return job.build(weights, weights.config.with_(**head, pooler=True), heads), weights.fit, str(weights.source)
+    if job.student.init_from_teacher:
+        layers = numbers(job.student.init_from_teacher, "--init_from_teacher")
+        if not job.student.num_hidden_layers:
+            wanted = wanted.with_(num_hidden_layers=len(layers))
+        weights = store.from_layers(job.teacher, wanted.with_(**head, pooler=True), layers)
+        return job.build(weights, weights.config, heads), {}, f"layers {job.student.init_from_teacher} of the teacher"
+    model = store.new(
+        wanted.with_(**head, pooler=True),
+        job.run.seed,
+        runtime.float_type(job.step.compute_type, job.place.device),
+        runtime.float_type(job.step.dtype, job.place.device),
+    )
+    return model, {}, "random weights"
+
+
+def _phase_one(job: _Job) -> Path:
+    student, carried, origin = _first_student(job)
+    pairs = layer_map(job.student.layer_map, student.config.num_hidden_layers, job.teacher.config.num_hidden_layers)
+    check_heads(pairs, student.config.num_attention_heads, job.teacher.config.num_attention_heads)
+    teacher = job.build(job.teacher, job.teacher.config)
+    if job.dev is not None:
+        shapes = common.eval_buckets(job.buckets, job.dev)
+        common.check_teacher(teacher, job.dev, shapes, job.learning.allow_weak_teacher, job.log.line)
+    fit = common.fit_dense(job.student.fit_dense, student.config, job.teacher.config, pairs, carried, job.run.seed)
+    job.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
+
+    def save(name: str, found: Mapping[str, float]) -> Path:
+        return _save(job, student, job.directory / "phase1" / name, "phase 1", origin, found, common.fit_arrays(fit))
+
+    stage = common.Stage(
+        name="phase1",
+        directory=job.directory / "phase1",
+        cell=Distiller(student, teacher, Intermediate(pairs, fit, job.student.loss_mode)),
+        student=student,
+        train=job.loader(),
+        epochs=job.config.td_phase1_epoch_size,
+        optim=job.learning.optim(1),
+        step=common.step_config(job.step, job.learning.loss_scale_value, job.learning.scale_window),
+        flags=job.run,
+        runtime=job.place,
+        log=job.log,
+        save=save,
+        save_steps=job.config.save_ckpt_step,
+        keep=job.config.max_ckpt_num,
+        identity=_identity(job, origin),
+    )
+    return common.run_stage(stage)[0]
+
+
+def _phase_two(job: _Job, first: Path) -> tuple[Path, dict[str, float]]:
+    weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
+    head = {name: getattr(job.teacher.config, name) for name in ("labels", "regression", "relu_before_classifier")}
+    student = job.build(weights, weights.config.with_(**head, pooler=True), ("classifier.",))
+    teacher = job.build(job.teacher, job.teacher.config)
+    evaluate = None
+    if job.dev is not None and job.config.do_eval:
+        dev, shapes = job.dev, common.eval_buckets(job.buckets, job.dev)
+
+        def evaluate() -> dict[str, float]:
+            return common.evaluate_rows(student, dev, shapes)[1]
+
+    def save(name: str, found: Mapping[str, float]) -> Path:
+        return _save(job, student, job.directory / name, "phase 2", str(first), found, weights.fit)
+
+    learning = job.learning
+    stage = common.Stage(
+        name="phase2",
+        directory=job.directory,
+        cell=Distiller(
+            student,
+            teacher,
+            Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.regression),
+        ),
+        student=student,
+        train=job.loader(),
+        epochs=job.config.td_phase2_epoch_size,
+        optim=learning.optim(2),
+        step=common.step_config(job.step, learning.loss_scale_value, learning.scale_window),
+        flags=job.run,
+        runtime=job.place,
+        log=job.log,
+        save=save,
+        evaluate=evaluate,
+        eval_steps=learning.eval_steps,
+        save_steps=job.config.save_ckpt_step,
+        keep=job.config.max_ckpt_num,
+        identity=_identity(job, str(first)),
+    )
+    return common.run_stage(stage)
+
+
+def _identity(job: _Job, origin: str) -> dict[str, Any]:
+    return {
+        "teacher": str(job.config.load_teacher_ckpt_path),
+        "train": str(job.config.train_data_dir),
+        "rows": len(job.train),
+        "origin": origin,
+        "buckets": job.buckets,
+        "batch_size": job.step.batch_size,
+        "layer_map": job.student.layer_map,
+        "loss_mode": job.student.loss_mode,
+        "temperature": job.learning.temperature,
+        "hard_label_weight": job.learning.hard_label_weight,
+    }
+
+
+def _save(
+    job: _Job,
+    model: TextModel,
+    directory: Path,
+    phase: str,
+    origin: str,
+    found: Mapping[str, float],
+    fit: Mapping[str, Any],
+) -> Path:
+    return store.save(
+        directory,
+        model,
+        tokenizer_from=job.teacher.directory,
+        command=f"minddistill task-distill ({phase})",
+        parents={"teacher": str(job.config.load_teacher_ckpt_path), "student": origin},
+        data={"train": str(job.config.train_data_dir), "rows": len(job.train), "task": job.train.meta.get("task", "")},
+        metrics=found,
+        fit=fit,
+    )
+
+
+def _evaluate(config: Config, learning: Learning, student: common.StudentFlags) -> tuple[Path, dict[str, float]]:
+    runtime.start(config.device_target, config.device_id)
+    if not config.load_td1_ckpt_path:
+        raise UserError("--do_train false: --load_td1_ckpt_path is empty; expected the student to evaluate")
+    weights = store.read_weights(config.load_td1_ckpt_path, student.num_attention_heads or 12)
+    rows = _read(config, config.eval_data_dir, "--eval_data_dir", weights)
+    weights = common.align_labels(weights, _labels(rows), print)
+    _, found = common.evaluate_rows(
+        store.build(weights), _read(config, config.eval_data_dir, "--eval_data_dir", weights)
+    )
+    print(f"The best acc is {next(iter(found.values())):.6f}")
+    print(", ".join(f"{name} {value:.6f}" for name, value in found.items()))
+    return weights.source, found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of `minddistill task-distill` and `run_task_distill.py`."""
+    groups = [Config, Learning, common.StudentFlags, common.RunFlags, common.StepFlags]
+    run(*parse("minddistill task-distill", "Two-phase task distillation and evaluation.", groups, argv))
