@@ -1,0 +1,8 @@
+"""Task distillation under its documented name; see `minddistill task-distill --help`."""
+
+import sys
+
+from minddistill.__main__ import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("task-distill", sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""What the tests share: a tiny vocabulary, a tiny teacher, and where the real data is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("GLOG_v", "3")
+
+import mindspore as ms
+import pytest
+
+from minddistill.files import write_json
+from minddistill.models import store
+from minddistill.models.presets import preset
+
+WORDS = "the a film movie is was good great fun bad dull poor not very and plot acting".split()
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, ".", ","]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_device("CPU")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and weights; tests that need it skip where it is absent."""
+    path = Path(os.environ.get("MINDDISTILL_SHARED", Path(__file__).parents[2] / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"real data is not at {path}; set MINDDISTILL_SHARED")
+    return path
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory) -> Path:
+    """A directory with a tiny WordPiece vocabulary."""
+    path = tmp_path_factory.mktemp("vocabulary")
+    (path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    write_json(path / "tokenizer_config.json", {"do_lower_case": True})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory, vocabulary) -> Path:
+    """A random encoder of 4 layers, hidden 32, as a model directory."""
+    config = preset("test-4l-32").with_(vocab_size=len(VOCABULARY), max_position_embeddings=32)
+    path = tmp_path_factory.mktemp("models") / "encoder"
+    return store.save(
+        path,
+        store.new(config, seed=3),
+        tokenizer_from=vocabulary,
+        command="test",
+        parents={},
+        data={},
+        metrics={},
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory) -> Path:
+    """Train, dev and test TSV whose label is told by one word."""
+    path = tmp_path_factory.mktemp("text")
+    good, bad = ("good", "great", "fun"), ("bad", "dull", "poor")
+    for split, count in (("train", 240), ("dev", 50), ("test", 30)):
+        lines = ["text\tlabel"]
+        for index in range(count):
+            word = (good if index % 2 else bad)[index % 3]
+            filler = " ".join(WORDS[(index * 7 + k) % 6] for k in range(index % 5))
+            lines.append(f"the {filler} plot is {word}\t{'yes' if index % 2 else 'no'}")
+        (path / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,133 @@
+"""Losses and layer maps against values worked out by hand."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from minddistill.distill import losses
+from minddistill.distill.layer_map import layer_map
+from minddistill.distill.objectives import FitDense, Intermediate, Prediction, check_heads
+from minddistill.errors import UserError
+
+
+def tensor(values):
+    return Tensor(np.array(values, np.float32))
+
+
+ONE = tensor([1.0])
+
+
+def test_soft_cross_entropy_of_uniform_logits_is_log_c_over_c():
+    for classes, expected in ((2, 0.346574), (3, 0.366204)):
+        zeros = tensor(np.zeros((4, classes)))
+        found = losses.soft_cross_entropy(zeros, zeros, 1.0, tensor(np.ones(4)))
+        assert float(found.asnumpy()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_soft_cross_entropy_has_temperature_and_no_square_of_it():
+    student, teacher = tensor([[2.0, 0.0]]), tensor([[0.0, 4.0]])
+    target = 1 / (1 + np.exp(4 / 2))  # of class 0 at T = 2
+    expected = -(target * -np.log1p(np.exp(-1)) + (1 - target) * -(1 + np.log1p(np.exp(-1)))) / 2
+    found = losses.soft_cross_entropy(student, teacher, 2.0, ONE)
+    assert float(found.asnumpy()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_of_weight_zero_do_not_count():
+    student, teacher = tensor([[1.0, 0.0], [9.0, -9.0]]), tensor([[0.0, 0.0], [-9.0, 9.0]])
+    alone = losses.soft_cross_entropy(student[:1], teacher[:1], 1.0, ONE)
+    filled = losses.soft_cross_entropy(student, teacher, 1.0, tensor([1.0, 0.0]))
+    assert float(filled.asnumpy()) == pytest.approx(float(alone.asnumpy()), abs=1e-7)
+
+
+def test_hidden_mse_by_hand():
+    student, teacher = tensor([[[1.0, 2.0], [5.0, 5.0]]]), tensor([[[0.0, 0.0], [5.0, 1.0]]])
+    mask = Tensor(np.array([[1, 0]], np.int32))
+    assert float(losses.hidden_mse(student, teacher, mask, ONE).asnumpy()) == pytest.approx((1 + 4) / 2)
+    assert float(losses.hidden_mse_reference(student, teacher, mask, ONE).asnumpy()) == pytest.approx((1 + 4 + 16) / 4)
+
+
+def test_attention_mse_by_hand():
+    student = tensor([[[[1.0, -10000.0], [3.0, -10001.0]]]])
+    teacher = tensor([[[[0.0, -10000.0], [1.0, -10000.0]]]])
+    mask = Tensor(np.array([[1, 0]], np.int32))
+    assert float(losses.attention_mse(student, teacher, mask, ONE).asnumpy()) == pytest.approx(1.0)
+    assert float(losses.attention_mse_reference(student, teacher, mask, ONE).asnumpy()) == pytest.approx((1 + 4) / 4)
+
+
+def test_reference_zeroes_scores_at_most_minus_100_only():
+    student, teacher = tensor([[[[-100.0, -99.9], [0.0, 0.0]]]]), tensor(np.zeros((1, 1, 2, 2)))
+    mask = Tensor(np.array([[1, 1]], np.int32))
+    found = losses.attention_mse_reference(student, teacher, mask, ONE)
+    assert float(found.asnumpy()) == pytest.approx(99.9**2 / 4, rel=1e-6)
+
+
+def outputs(generator, length, real, width):
+    hidden = generator.standard_normal((2, 3, 4, width)).astype(np.float32)
+    scores = generator.standard_normal((2, 3, 2, 4, 4)).astype(np.float32)
+    padded_hidden = np.full((2, 3, length, width), 7.0, np.float32)
+    padded_hidden[:, :, :4] = hidden
+    padded_scores = np.full((2, 3, 2, length, length), -10000.0, np.float32)
+    padded_scores[:, :, :, :4, :4] = scores
+    return {
+        "hidden": tuple(Tensor(layer) for layer in padded_hidden),
+        "attentions": tuple(Tensor(layer) for layer in padded_scores),
+    }
+
+
+@pytest.mark.parametrize("mode", ["masked", "reference"])
+def test_padding_changes_the_reference_loss_and_not_the_masked_one(mode):
+    found = []
+    for length in (4, 14):
+        generator = np.random.default_rng(0)
+        student, teacher = outputs(generator, length, 4, 6), outputs(generator, length, 4, 6)
+        fit = FitDense(6, 6, 1)
+        fit.weights[0].set_data(Tensor(np.eye(6, dtype=np.float32)))
+        mask = np.zeros((3, length), np.int32)
+        mask[:, :4] = 1
+        batch = {"input_mask": Tensor(mask), "weight": tensor(np.ones(3))}
+        objective = Intermediate(layer_map("0", 1, 2), fit, mode)
+        loss, terms = objective(batch, student, teacher)
+        assert set(terms) == {"attention_loss", "hidden_loss"}
+        found.append(float(loss.asnumpy()))
+    assert (abs(found[0] - found[1]) < 1e-6) == (mode == "masked")
+
+
+def test_prediction_mixes_labels_in_by_weight():
+    batch = {"weight": ONE, "label_ids": Tensor([1], ms.int32)}
+    student, teacher = {"logits": tensor([[1.0, 0.0]])}, {"logits": tensor([[0.0, 0.0]])}
+    soft = float(Prediction()(batch, student, teacher)[0].asnumpy())
+    loss, terms = Prediction(hard_weight=0.25)(batch, student, teacher)
+    hard = np.log1p(np.exp(1))
+    assert float(terms["hard_loss"].asnumpy()) == pytest.approx(hard, abs=1e-6)
+    assert float(loss.asnumpy()) == pytest.approx(0.75 * soft + 0.25 * hard, abs=1e-6)
+
+
+def test_layer_maps():
+    assert layer_map("uniform", 4, 12).attention == (2, 5, 8, 11)
+    assert layer_map("uniform", 4, 12).hidden == (0, 3, 6, 9, 12)
+    assert layer_map("uniform", 6, 12).attention == (1, 3, 5, 7, 9, 11)
+    assert layer_map("uniform", 6, 12).hidden == (0, 2, 4, 6, 8, 10, 12)
+    assert layer_map("last", 2, 6).attention == (4, 5)
+    assert layer_map("first", 2, 6).hidden == (0, 1, 2)
+    assert layer_map("1,3,5", 3, 6).hidden == (0, 2, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "student", "message"),
+    [
+        ("uniform", 4, "not a multiple of the student's 4; give a list of 4 teacher layers"),
+        ("1,2", 3, "2 layers for a student of 3"),
+        ("1,6", 2, "no layer 6"),
+        ("middle", 2, "expected uniform, last, first"),
+        ("last", 7, "the student has 7 layers"),
+    ],
+)
+def test_impossible_layer_maps_are_refused(spec, student, message):
+    with pytest.raises(UserError, match=message):
+        layer_map(spec, student, 6)
+
+
+def test_unequal_heads_are_refused():
+    with pytest.raises(UserError, match="4 attention heads, the teacher 12"):
+        check_heads(layer_map("last", 1, 2), 4, 12)

@@ -1,0 +1,261 @@
+"""Hugging Face folders and MindSpore checkpoints in and out."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from safetensors.numpy import load_file, save_file
+
+from minddistill import params
+from minddistill.errors import UserError
+from minddistill.models import store
+from minddistill.models.bert import RelativePositions
+from minddistill.models.config import ModelConfig
+from minddistill.models.heads import TextModel, predict_function
+from minddistill.models.presets import preset
+
+BATCH = {
+    "input_ids": np.array([[2, 5, 6, 7, 3, 0], [2, 8, 3, 9, 10, 3]], np.int32),
+    "input_mask": np.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]], np.int32),
+    "segment_ids": np.array([[0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1]], np.int32),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "count"),
+    [
+        ("tinybert-4l-384", 30522, 19_164_288),
+        ("tinybert-4l-384", 21128, 15_556_992),
+        ("tinybert-4l-312", 30522, 14_350_248),
+        ("bert-base", 30522, 109_482_240),
+    ],
+)
+def test_parameter_counts(name, vocabulary, count):
+    assert params.count(TextModel(preset(name).with_(vocab_size=vocabulary))) == count
+
+
+REFERENCES = [
+    ("minilm", "teacher-all-minilm-l6-v2", False),
+    ("weights-rxnfp-bert-12l", "weights-rxnfp-bert-12l", False),
+    ("weights-sapiens-roberta/vh", "weights-sapiens-roberta/vh", True),
+    ("fixture-electra-random", "fixture-electra-random", False),
+]
+
+
+@pytest.mark.parametrize(("model", "reference", "mlm"), REFERENCES, ids=[row[0] for row in REFERENCES])
+def test_hidden_states_and_attentions_equal_the_reference(shared, model, reference, mlm):
+    if model == "minilm":
+        from minddistill.recipes.quickstart import encoder_directory
+
+        directory = encoder_directory()
+    else:
+        directory = shared / model
+    expected = np.load(shared / reference / "reference_outputs.npz")
+    cell = store.build(store.read_weights(directory), mlm=mlm)
+    ids = expected["input_ids"].astype(np.int32)
+    segments = expected["token_type_ids"].astype(np.int32) if "token_type_ids" in expected else ids * 0
+    batch = {
+        "input_ids": Tensor(ids),
+        "input_mask": Tensor(expected["attention_mask"].astype(np.int32)),
+        "segment_ids": Tensor(segments),
+    }
+    found = cell(ms.mutable(batch))
+    assert len(found["hidden"]) == sum(name.startswith("hidden_") for name in expected)
+    for index, hidden in enumerate(found["hidden"]):
+        np.testing.assert_allclose(hidden.asnumpy(), expected[f"hidden_{index}"], atol=1e-4)
+    for index, scores in enumerate(found["attentions"]):
+        probabilities = ms.ops.softmax(scores, -1).asnumpy()
+        np.testing.assert_allclose(probabilities, expected[f"attn_{index}"], atol=1e-4)
+    if mlm:
+        np.testing.assert_allclose(found["mlm_logits"].asnumpy(), expected["logits"], atol=1e-4)
+
+
+def small(family: str) -> ModelConfig:
+    config = preset("test-2l-32").with_(family=family, vocab_size=40, labels=("no", "yes", "maybe"))
+    changes = {
+        "roberta": {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+        "electra": {"embedding_size": 16},
+        "distilbert": {"type_vocab_size": 0},
+    }
+    return config.with_(**changes.get(family, {}))
+
+
+def saved(directory: Path, config: ModelConfig) -> Path:
+    options = {"tokenizer_from": None, "command": "test", "parents": {}, "data": {}, "metrics": {}}
+    return store.save(directory, store.new(config, seed=1), **options)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])
+def test_saved_models_load_in_transformers_with_equal_logits(tmp_path, family):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch where it is installed")
+    transformers = pytest.importorskip("transformers", reason="compares with transformers where it is installed")
+    directory = saved(tmp_path / family, small(family))
+    batch = {name: value.copy() for name, value in BATCH.items()}
+    if family == "roberta":
+        batch["input_ids"][batch["input_mask"] == 0] = 1
+    if family in ("roberta", "distilbert"):
+        batch["segment_ids"] *= 0
+    mine = predict_function(store.build(store.read_weights(directory)))(batch)
+    theirs, info = transformers.AutoModelForSequenceClassification.from_pretrained(directory, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    inputs = {"input_ids": torch.tensor(batch["input_ids"]), "attention_mask": torch.tensor(batch["input_mask"])}
+    if family in ("bert", "electra"):
+        inputs["token_type_ids"] = torch.tensor(batch["segment_ids"])
+    with torch.no_grad():
+        expected = theirs.eval()(**{name: value.long() for name, value in inputs.items()}).logits.numpy()
+    np.testing.assert_allclose(mine, expected, atol=1e-5)
+    assert theirs.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
+
+
+def test_prefixes_old_names_and_shards_are_read(tmp_path):
+    directory = saved(tmp_path / "model", small("bert"))
+    expected = store.read_weights(directory).values
+    tensors = load_file(directory / "model.safetensors")
+    old = {
+        name.removeprefix("bert.")
+        .replace("LayerNorm.weight", "LayerNorm.gamma")
+        .replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for name, value in tensors.items()
+    }
+    (directory / "model.safetensors").unlink()
+    names = sorted(old)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for shard, members in shards.items():
+        save_file({name: old[name] for name in members}, directory / shard)
+    index = {"weight_map": {name: shard for shard, members in shards.items() for name in members}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = store.read_weights(directory).values
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[path], expected[path]) for path in expected)
+
+
+@pytest.mark.parametrize("prefix", ["bert.bert.bert_", "bert.tinybert_", ""])
+def test_zoo_checkpoints_are_read(tmp_path, prefix):
+    config = small("bert").with_(relu_before_classifier=True, hidden_act="gelu_new")
+    model = store.new(config, seed=2)
+    body = prefix or "bert_"
+    table = {
+        "encoder.embeddings.word": f"{body}embedding_lookup.embedding_table",
+        "encoder.embeddings.segment": f"{body}embedding_postprocessor.token_type_embedding.embedding_table",
+        "encoder.embeddings.position": f"{body}embedding_postprocessor.full_position_embedding.embedding_table",
+        "encoder.embeddings.norm": f"{body}embedding_postprocessor.layernorm",
+        "query": "attention.attention.query_layer",
+        "key": "attention.attention.key_layer",
+        "value": "attention.attention.value_layer",
+        "attention_output": "attention.output.dense",
+        "attention_norm": "attention.output.layernorm",
+        "intermediate": "intermediate",
+        "output": "output.dense",
+        "output_norm": "output.layernorm",
+        "pooler": f"{body.rpartition('.')[0] + '.' if '.' in body else ''}dense",
+        "classifier": "bert.dense_1",
+    }
+    renamed = []
+    for path, value in params.arrays(model).items():
+        stem, _, leaf = path.rpartition(".")
+        if path in table:
+            name = table[path]
+        elif path.startswith("encoder.layers."):
+            _, _, number, inner, leaf = path.split(".")
+            name = f"{body}encoder.layers.{number}.{table[inner]}.{leaf}"
+        else:
+            name = f"{table[stem]}.{leaf}"
+        renamed.append({"name": name, "data": Tensor(value)})
+    renamed.append({"name": "fit_dense.weight", "data": Tensor(np.ones((64, 32), np.float32))})
+    renamed.append({"name": "fit_dense.bias", "data": Tensor(np.zeros(64, np.float32))})
+    ms.save_checkpoint(renamed, str(tmp_path / "zoo.ckpt"))
+    weights = store.read_weights(tmp_path / "zoo.ckpt", heads=4)
+    assert weights.config.with_(labels=config.labels) == config
+    assert set(weights.fit) == {"fit_dense.weight", "fit_dense.bias"}
+    np.testing.assert_array_equal(
+        predict_function(store.build(weights))(BATCH), predict_function(model)(BATCH)
+    )
+
+
+def broken_config(directory):
+    (directory / "config.json").write_text("{")
+
+
+def no_config(directory):
+    (directory / "config.json").unlink()
+
+
+def wrong_layers(directory):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+
+
+def more_layers(directory):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+
+
+def cut_weights(directory):
+    data = (directory / "model.safetensors").read_bytes()
+    (directory / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def nan_weights(directory):
+    tensors = load_file(directory / "model.safetensors")
+    tensors["classifier.bias"][0] = np.nan
+    save_file(tensors, directory / "model.safetensors")
+
+
+def pickle_only(directory):
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (broken_config, "config.json: not valid JSON"),
+        (no_config, "config.json: no such file"),
+        (wrong_layers, "no place in a 1-layer bert model"),
+        (more_layers, "missing: encoder.layers.2"),
+        (cut_weights, "not a whole safetensors file"),
+        (nan_weights, "classifier.bias holds NaN"),
+        (pickle_only, "a pickle"),
+    ],
+)
+def test_broken_model_directories_are_refused(tmp_path, spoil, message):
+    directory = saved(tmp_path / "model", small("bert"))
+    spoil(directory)
+    with pytest.raises(UserError, match=message):
+        store.build(store.read_weights(directory))
+
+
+def test_a_saved_directory_replaces_the_earlier_one_whole(tmp_path):
+    directory = saved(tmp_path / "model", small("bert"))
+    (directory / "stray").write_text("of the earlier model")
+    saved(directory, small("bert"))
+    assert not (directory / "stray").exists()
+    shutil.move(directory, tmp_path / "model.old")  # as if killed between the two renames
+    assert store.read_weights(directory).config == small("bert")
+
+
+def test_relative_positions_equal_the_formula(tmp_path):
+    config = small("bert").with_(use_relative_positions=True, max_relative_position=2)
+    relative = RelativePositions(config)
+    generator = np.random.default_rng(0)
+    table = generator.standard_normal((5, 8)).astype(np.float32)
+    query = generator.standard_normal((2, 4, 6, 8)).astype(np.float32)
+    weights = generator.standard_normal((2, 4, 6, 6)).astype(np.float32)
+    distance = np.array([[min(max(j - i, -2), 2) + 2 for j in range(6)] for i in range(6)])
+    scores = np.einsum("baid,ijd->baij", query, table[distance])
+    values = np.einsum("baij,ijd->baid", weights, table[distance])
+    np.testing.assert_allclose(relative(Tensor(query), Tensor(table), True).asnumpy(), scores, atol=1e-5)
+    np.testing.assert_allclose(relative(Tensor(weights), Tensor(table), False).asnumpy(), values, atol=1e-5)
+
+
+def test_relative_positions_are_saved_and_tell_order(tmp_path):
+    config = small("bert").with_(use_relative_positions=True, max_relative_position=2, initializer_range=0.5)
+    directory = saved(tmp_path / "relative", config)
+    forward = predict_function(store.build(store.read_weights(directory)))
+    found = forward(BATCH)
+    np.testing.assert_allclose(found, predict_function(store.new(config, seed=1))(BATCH), atol=1e-6)
+    swapped = {name: value[:, [0, 2, 1, 3, 4, 5]] for name, value in BATCH.items()}
+    assert np.abs(forward(swapped)[0] - found[0]).max() > 1e-3

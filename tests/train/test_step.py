@@ -1,0 +1,115 @@
+"""The step on a tiny network: update, overflow, clipping, accumulation, schedules."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+
+from minddistill.errors import UserError
+from minddistill.train.optim import OptimConfig, Schedule, build_optimizer
+from minddistill.train.step import LossScale, StepConfig, build_step
+
+
+class Line(nn.Cell):
+    """Loss mean(x w) + bias, whose gradient by w is the mean of x."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = Parameter(Tensor(np.ones(3, np.float32)), name="weight")
+        self.bias = Parameter(Tensor(np.zeros(1, np.float32)), name="bias")
+
+    def construct(self, batch, step):
+        loss = (batch["x"] * self.weight).sum(1).mean() + self.bias.sum()
+        return loss, {"line": loss}
+
+
+def built(step_config, **optim):
+    cell = Line()
+    config = OptimConfig(**{"learning_rate": 0.1, "schedule": "constant", "weight_decay": 0.0} | optim)
+    optimizer = build_optimizer(dict(cell.parameters_and_names()), config, total_steps=10)
+    scale = LossScale(step_config.loss_scale_value, step_config.scale_factor, step_config.scale_window)
+    return cell, optimizer, scale, build_step(cell, optimizer, scale, step_config)
+
+
+X = Tensor(np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], np.float32))
+
+
+def adam(gradient, rate=0.1):
+    """BERT's Adam after one step from zero moments: no bias correction."""
+    return rate * 0.1 * gradient / (np.sqrt(0.001 * gradient**2) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("clip", "gradient"),
+    [
+        ("off", (np.full(3, 2.0), np.ones(1))),
+        ("global", (np.full(3, 2.0) / np.sqrt(13), np.ones(1) / np.sqrt(13))),
+        ("tensor", (np.full(3, 2.0) / np.sqrt(12), np.ones(1))),
+    ],
+)
+def test_one_step_by_hand(clip, gradient):
+    cell, optimizer, _, step = built(StepConfig(loss_scale_value=1024.0, clip=clip))
+    loss, terms, overflow, scale = step({"x": X})
+    assert float(loss.asnumpy()) == pytest.approx(6.0) and float(terms["line"].asnumpy()) == pytest.approx(6.0)
+    assert not bool(overflow.asnumpy()) and float(scale.asnumpy()) == 1024.0
+    np.testing.assert_allclose(cell.weight.asnumpy(), 1 - adam(gradient[0]), rtol=1e-5)
+    np.testing.assert_allclose(cell.bias.asnumpy(), -adam(gradient[1]), rtol=1e-5)
+    assert optimizer.global_step.asnumpy()[0] == 1
+
+
+def test_weight_decays_and_bias_does_not():
+    cell, _, _, step = built(StepConfig(clip="off"), weight_decay=0.5)
+    step({"x": X})
+    np.testing.assert_allclose(cell.weight.asnumpy(), 1 - adam(np.full(3, 2.0)) - 0.1 * 0.5, rtol=1e-5)
+    np.testing.assert_allclose(cell.bias.asnumpy(), -adam(np.ones(1)), rtol=1e-5)
+
+
+def test_overflow_skips_the_update_and_lowers_the_scale():
+    cell, optimizer, scale, step = built(StepConfig(loss_scale_value=64.0, scale_window=2))
+    before = cell.weight.asnumpy().copy()
+    _, _, overflow, used = step({"x": X * float("inf")})
+    assert bool(overflow.asnumpy()) and float(used.asnumpy()) == 64.0
+    np.testing.assert_array_equal(cell.weight.asnumpy(), before)
+    assert optimizer.global_step.asnumpy()[0] == 0
+    assert float(scale.value.asnumpy()) == 32.0
+    for expected in (32.0, 64.0, 64.0, 128.0):  # doubled after every second good step
+        step({"x": X})
+        assert float(scale.value.asnumpy()) == expected
+
+
+def test_scaled_gradients_that_overflow_are_noticed():
+    _, optimizer, _, step = built(StepConfig(loss_scale_value=2.0**120))
+    assert bool(step({"x": X * 1e9})[2].asnumpy()) and optimizer.global_step.asnumpy()[0] == 0
+
+
+def test_accumulated_micro_batches_equal_one_batch():
+    whole, _, _, step = built(StepConfig(clip="off"))
+    step({"x": X})
+    parts, optimizer, _, micro = built(StepConfig(clip="off", accumulate=2))
+    for _ in range(2):  # the second update shows that the sums were cleared
+        micro({"x": X[:1]}, False)
+        micro({"x": X[1:]}, True)
+        if optimizer.global_step.asnumpy()[0] == 1:
+            np.testing.assert_allclose(parts.weight.asnumpy(), whole.weight.asnumpy(), rtol=1e-6)
+    step({"x": X})
+    np.testing.assert_allclose(parts.weight.asnumpy(), whole.weight.asnumpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("original", {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.5, 100: 0.0}),
+        ("port", {0: 0.0, 5: 0.5, 10: 0.9, 55: 0.45, 100: 0.0}),
+        ("constant", {0: 1.0, 55: 1.0, 100: 1.0}),
+    ],
+)
+def test_schedules(schedule, expected):
+    rate = Schedule(OptimConfig(learning_rate=1.0, schedule=schedule, warmup_ratio=0.1), 100)
+    for step, value in expected.items():
+        assert float(rate(Tensor([step], ms.int32)).asnumpy()[0]) == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": -1.0}, {"warmup_ratio": 1.0}, {"schedule": "cosine"}])
+def test_impossible_optimisers_are_refused(wrong):
+    with pytest.raises(UserError):
+        OptimConfig(**{"learning_rate": 1e-4} | wrong)
