@@ -14,7 +14,25 @@ from minddistill.files import write_json
 from minddistill.models import store
 from minddistill.models.presets import preset
 
-WORDS = "the a film movie is was good great fun bad dull poor not very and plot acting".split()
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "movie",
+    "is",
+    "was",
+    "good",
+    "great",
+    "fun",
+    "bad",
+    "dull",
+    "poor",
+    "not",
+    "very",
+    "and",
+    "plot",
+    "acting",
+]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, ".", ","]
 
 

@@ -171,9 +171,7 @@ def test_zoo_checkpoints_are_read(tmp_path, prefix):
     weights = store.read_weights(tmp_path / "zoo.ckpt", heads=4)
     assert weights.config.with_(labels=config.labels) == config
     assert set(weights.fit) == {"fit_dense.weight", "fit_dense.bias"}
-    np.testing.assert_array_equal(
-        predict_function(store.build(weights))(BATCH), predict_function(model)(BATCH)
-    )
+    np.testing.assert_array_equal(predict_function(store.build(weights))(BATCH), predict_function(model)(BATCH))
 
 
 def broken_config(directory):

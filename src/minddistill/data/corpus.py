@@ -53,8 +53,10 @@ def read_documents(path: Path) -> Iterator[list[str]]:
     document: list[str] = []
     number = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as handle:
-            for number, line in enumerate(handle, 1):
+        with (
+            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as handle
+        ):
+            for number, line in enumerate(handle, 1):  # noqa: B007, the messages below name it
                 if line.strip():
                     document.append(line.strip())
                 elif document:
@@ -93,7 +95,11 @@ def sentences(paragraph: str) -> list[str]:
 
 
 def fill_segments(
-    documents: Sequence[Sequence[Sequence[int]]], length: int, start: int, separator: int, generator: np.random.Generator
+    documents: Sequence[Sequence[Sequence[int]]],
+    length: int,
+    start: int,
+    separator: int,
+    generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Pack the sentences of documents, as ids, into full segments.
 
@@ -148,7 +154,13 @@ def _join(
 
 
 def mask_tokens(
-    ids: np.ndarray, special: set[int], probability: float, most: int, mask: int, vocabulary: int, generator: np.random.Generator
+    ids: np.ndarray,
+    special: set[int],
+    probability: float,
+    most: int,
+    mask: int,
+    vocabulary: int,
+    generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Masked-LM data as google-research/bert makes it: 80 % [MASK], 10 % another word, 10 % unchanged.
 

@@ -82,7 +82,9 @@ def _check_plan(out: Path, plan: dict) -> None:
             found = found.get(where) if where else found
             changed = [key for key in plan if (found or {}).get(key) != plan[key]]
             if changed:
-                raise UserError(f"{out}: an earlier run had another {changed[0]}; choose another --output_dir or remove it")
+                raise UserError(
+                    f"{out}: an earlier run had another {changed[0]}; choose another --output_dir or remove it"
+                )
 
 
 def _tokenize(
@@ -141,7 +143,14 @@ def _write_shards(
         extra["masked_lm_weights"] = ("float32", _MOST_MASKED)
     table = records.schema(length, total, None, extra)
     make = partial(
-        _shard, shards=shards, counts=counts, config=config, directory=directory, out=out, work=work, columns=table["columns"]
+        _shard,
+        shards=shards,
+        counts=counts,
+        config=config,
+        directory=directory,
+        out=out,
+        work=work,
+        columns=table["columns"],
     )
     list(pool.map(make, range(shards)))
     meta = {
@@ -157,7 +166,9 @@ def _write_shards(
         "plan": read_json(work / "plan.json", "the plan"),
     }
     records.finish_directory(out, table, meta)
-    print(f"{out}: {total} rows of {length} tokens in {shards} shards, {100 * meta['repeated_tokens']:.1f} % of tokens repeated")
+    print(
+        f"{out}: {total} rows of {length} tokens in {shards} shards, {100 * meta['repeated_tokens']:.1f} % of tokens repeated"
+    )
     return meta
 
 

@@ -88,9 +88,7 @@ def run(config: Config) -> dict:
     step = common.StepFlags(buckets="off")
     stage(1)
     teacher, _ = finetune.run(
-        finetune.Config(
-            model=str(encoder), train_data_dir=data["train"], eval_data_dir=data["dev"], epoch_size=1
-        ),
+        finetune.Config(model=str(encoder), train_data_dir=data["train"], eval_data_dir=data["dev"], epoch_size=1),
         common.RunFlags(output_dir=str(out / "runs" / "teacher"), seed=config.seed, log_interval=50),
         step,
     )

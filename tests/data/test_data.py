@@ -1,0 +1,244 @@
+"""Records, loader, tasks and corpus: round trips, and bad input named."""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minddistill.data import records
+from minddistill.data.corpus import fill_segments, mask_tokens, sentences
+from minddistill.data.loader import Loader, choose_buckets
+from minddistill.data.tasks import TASKS, label_table, read_examples, task_named
+from minddistill.errors import UserError
+from minddistill.files import write_json
+
+LENGTHS = (5, 3, 8, 6, 4)
+
+
+def rows():
+    for index, size in enumerate(LENGTHS):
+        yield records.padded([*range(1, size + 1)], size - index % 3, 8, 0) | {"label_ids": [index % 2]}
+
+
+@pytest.fixture(params=["tfrecord", "mindrecord"])
+def directory(request, tmp_path) -> Path:
+    return written(tmp_path / "records", request.param)
+
+
+def written(path: Path, kind: str = "tfrecord") -> Path:
+    table = records.schema(8, 5, "int64")
+    file = path / f"part{records.SUFFIXES[kind][0]}"
+    write = records.write_tfrecord if kind == "tfrecord" else records.write_mindrecord
+    assert write(file, rows(), *([table["columns"]] if kind == "mindrecord" else [])) == 5
+    records.finish_directory(path, table, {"labels": ["no", "yes"]})
+    return path
+
+
+def kind_of(directory: Path) -> str:
+    return "mindrecord" if list(directory.glob("*.mindrecord")) else "tfrecord"
+
+
+def test_records_round_trip(directory):
+    found = records.read_rows(directory, kind=kind_of(directory), vocab_size=20, labels=2)
+    assert found.length.tolist() == list(LENGTHS)
+    assert found.second.tolist() == [size - index % 3 for index, size in enumerate(LENGTHS)]
+    assert found.label.tolist() == [0, 1, 0, 1, 0]
+    assert found.ids[2].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_schema_numbers_limit_rows(directory):
+    table = json.loads((directory / "schema.json").read_text()) | {"numRows": 2}
+    write_json(directory / "schema.json", table)
+    assert len(records.read_rows(directory, kind=kind_of(directory), vocab_size=20, labels=2)) == 2
+
+
+def test_records_of_google_bert_are_read(tmp_path):
+    """Other features are ignored, `is_real_example` 0 leaves a row out, and no schema is needed."""
+    more = ({**row, "is_real_example": [int(i != 1)], "next_sentence_labels": [0]} for i, row in enumerate(rows()))
+    records.write_tfrecord(tmp_path / "train.tf_record", more)
+    found = records.read_rows(tmp_path, vocab_size=20, labels=2)
+    assert found.length.tolist() == [5, 8, 6, 4]
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+
+
+def empty(directory):
+    (directory / "part.tfrecord").write_bytes(b"")
+
+
+def text(directory):
+    (directory / "part.tfrecord").write_text("label\tsentence\n1\tgood\n")
+
+
+def cut(directory):
+    file = directory / "part.tfrecord"
+    file.write_bytes(file.read_bytes()[:-30])
+
+
+def damaged(directory):
+    flip(directory / "part.tfrecord", 200)
+
+
+def no_files(directory):
+    (directory / "part.tfrecord").unlink()
+
+
+def no_column(directory):
+    records.write_tfrecord(directory / "part.tfrecord", [{"input_ids": [1] * 8, "input_mask": [1] * 8}])
+
+
+def other_shape(directory):
+    write_json(directory / "schema.json", records.schema(16, 5, "int64"))
+
+
+def other_type(directory):
+    write_json(directory / "schema.json", records.schema(8, 5, "float32"))
+
+
+def longer_row(directory):
+    more = [*rows(), records.padded([1, 2], 2, 9, 0) | {"label_ids": [0]}]
+    (directory / "schema.json").unlink()
+    records.write_tfrecord(directory / "part.tfrecord", more)
+
+
+def bad_schema(directory):
+    (directory / "schema.json").write_text("{")
+
+
+def not_example(directory):
+    data = b"\xff\xff\xff"
+    head = struct.pack("<Q", len(data))
+    file = directory / "part.tfrecord"
+    file.write_bytes(head + records._masked(head) + data + records._masked(data))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (empty, "part.tfrecord: the file is empty"),
+        (text, "part.tfrecord: not a TFRecord file"),
+        (cut, "part.tfrecord: cut short in row 4"),
+        (damaged, "part.tfrecord: row 1 is damaged"),
+        (no_files, "no tfrecord files in it"),
+        (no_column, "row 0 has no column 'segment_ids'"),
+        (other_shape, "'input_ids' has 8 values; the schema says 16"),
+        (other_type, "'label_ids' is a int64_list; the schema says float32"),
+        (longer_row, "row 5: column 'input_ids' has 9 values"),
+        (bad_schema, "schema.json: not valid JSON"),
+        (not_example, "row 0 is not a tf.train.Example"),
+    ],
+)
+def test_broken_records_are_named(tmp_path, spoil, message):
+    directory = written(tmp_path / "records")
+    spoil(directory)
+    with pytest.raises(UserError, match=message):
+        records.read_rows(directory, vocab_size=20, labels=2)
+
+
+def test_values_out_of_range_are_named(directory):
+    options = {"kind": kind_of(directory)}
+    with pytest.raises(UserError, match=r"row 2: input_ids holds 8; the model's vocabulary has 8 entries"):
+        records.read_rows(directory, vocab_size=8, labels=2, **options)
+    with pytest.raises(UserError, match=r"row 1: label_ids is 1; expected a class from 0 to 0"):
+        records.read_rows(directory, vocab_size=20, labels=1, **options)
+    with pytest.raises(UserError, match="no such directory"):
+        records.read_rows(directory / "absent", **options)
+
+
+def many(count=103, longest=30):
+    generator = np.random.default_rng(0)
+    length = generator.integers(3, longest + 1, count).astype(np.int32)
+    ids = np.arange(count)[:, None] * np.ones((1, longest), np.int32)
+    return records.Rows(ids.astype(np.int32), length, length, np.zeros(count, np.int32), {}, Path("rows"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_every_row_comes_once_an_epoch_on_any_number_of_ranks(size):
+    found, shapes = [], []
+    for rank in range(size):
+        loader = Loader(many(), 8, buckets=[10, 20, 30], seed=1, rank=rank, size=size)
+        batches = list(loader.epoch(0))
+        assert len(batches) == len(loader)
+        shapes.append([batch["input_ids"].shape for batch in batches])
+        for batch in batches:
+            real = batch["weight"].asnumpy() == 1
+            found += batch["row"].asnumpy()[real].tolist()
+            assert (batch["input_mask"].asnumpy().sum(1) <= batch["input_ids"].shape[1]).all()
+    assert sorted(found) == list(range(103))
+    assert all(shape == shapes[0] for shape in shapes)
+
+
+def test_order_is_of_seed_and_epoch_and_resumes_in_the_middle():
+    loader = Loader(many(), 8, buckets=[10, 20, 30], seed=1)
+    first = [batch["row"].asnumpy().tolist() for batch in loader.epoch(0)]
+    assert first == [
+        batch["row"].asnumpy().tolist() for batch in Loader(many(), 8, buckets=[10, 20, 30], seed=1).epoch(0)
+    ]
+    assert first[5:] == [batch["row"].asnumpy().tolist() for batch in loader.epoch(0, skip=5)]
+    assert first != [batch["row"].asnumpy().tolist() for batch in loader.epoch(1)]
+
+
+def test_buckets_keep_padding_low_with_few_lengths():
+    length = np.random.default_rng(0).integers(3, 65, 5000)
+    buckets = choose_buckets(length, 128)
+    padded = np.array(buckets)[np.searchsorted(buckets, length)].sum()
+    assert len(buckets) <= 6 and buckets[-1] == 64 and padded <= 1.3 * length.sum()
+    assert choose_buckets(np.full(10, 16), 64) == [16]
+
+
+def test_tasks_read_their_columns(tmp_path):
+    (tmp_path / "train.tsv").write_text("gj04\t1\t\tIt was good .\ngj04\t0\t*\tGood it was .\n")
+    found = list(read_examples(tmp_path / "train.tsv", TASKS["CoLA"], "train"))
+    assert [(example.text, example.label) for example in found] == [("It was good .", "1"), ("Good it was .", "0")]
+    (tmp_path / "x.csv").write_text('text,label\n"a, b",2\nc,10\n')
+    found = list(read_examples(tmp_path / "x.csv", TASKS["SNIPS"], "train"))
+    assert found[0].text == "a, b" and list(label_table(TASKS["SNIPS"], (e.label for e in found))) == ["2", "10"]
+    (tmp_path / "x.jsonl").write_text('{"text": "t", "label": 3}\n')
+    assert next(read_examples(tmp_path / "x.jsonl", TASKS["SNIPS"], "train")).label == "3"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"sentence\tlabel\nfine\n", r"x.tsv:2: 1 tab-separated columns; expected 2"),
+        (b"words\tlabel\nfine\t1\n", r"x.tsv:2: no column 'sentence'; the file has 'words', 'label'"),
+        (b"sentence\tlabel\n\xff\xfe\t1\n", r"x.tsv:2: not UTF-8"),
+        (b"sentence\tlabel\n \t1\n", r"x.tsv:2: the text is empty"),
+    ],
+)
+def test_bad_text_files_are_named(tmp_path, content, message):
+    (tmp_path / "x.tsv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(read_examples(tmp_path / "x.tsv", task_named("sst-2"), "train"))
+
+
+def test_sentences_split_at_their_ends():
+    assert sentences("He left. She stayed at 3.5 km! Why? because") == [
+        "He left.",
+        "She stayed at 3.5 km!",
+        "Why? because",
+    ]
+
+
+def test_segments_are_full_and_open_with_whole_sentences():
+    documents = [[[10, 11, 12], [20, 21, 22, 23], [30, 31]], [[40] * 9, [50]]]
+    ids, second, again = fill_segments(documents, 8, 1, 2, np.random.default_rng(0))
+    assert ids.shape[1] == 8 and (ids[:, 0] == 1).all() and (ids[:, -1] == 2).all()
+    assert ids[0].tolist() == [1, 10, 11, 12, 2, 20, 21, 2] and second[0] == 5
+    assert ids[1].tolist()[:6] == [1, 20, 21, 22, 23, 2]  # the sentence that was cut opens the next segment
+    assert ids[2].tolist()[1] == 30 and again == 2 + 1 + 3
+
+
+def test_masks_are_of_ordinary_tokens():
+    ids = np.array([1, *range(10, 30), 2], np.int32)
+    changed, positions, targets, weights = mask_tokens(ids, {1, 2}, 0.15, 5, 4, 100, np.random.default_rng(0))
+    count = int(weights.sum())
+    assert count == 3 and (targets[:count] == ids[positions[:count]]).all() and (positions[count:] == 0).all()
+    assert (np.flatnonzero(changed != ids)[:, None] == positions[:count]).any(1).all()

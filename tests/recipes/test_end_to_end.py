@@ -1,0 +1,194 @@
+"""Every command end to end and tiny: text to records, teacher, student, figures."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from minddistill.__main__ import run_command
+from minddistill.data.records import read_rows
+
+QUICK = ["--batch_size", "16", "--log_interval", "5", "--buckets", "off"]
+
+
+def command(name: str, *argv: object) -> int:
+    return run_command(name, [str(word) for word in argv])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, tiny_text, vocabulary) -> Path:
+    out = tmp_path_factory.mktemp("data")
+    files = [word for split in ("train", "dev", "test") for word in (f"--{split}_file", tiny_text / f"{split}.tsv")]
+    flags = ["--task_name", "custom", "--tokenizer", vocabulary, "--output_dir", out, "--max_seq_length", 12]
+    assert command("prepare-task", *flags, *files) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, data, tiny_encoder) -> Path:
+    out = tmp_path_factory.mktemp("teacher")
+    flags = ["--model", tiny_encoder, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
+    more = ["--epoch_size", 6, "--learning_rate", 5e-3, "--output_dir", out, *QUICK]
+    assert command("finetune", *flags, *more) == 0
+    return out / "best"
+
+
+def distil(data, teacher, out, *more) -> int:
+    flags = ["--load_teacher_ckpt_path", teacher, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
+    size = ["--student", "test-2l-32", "--td_phase1_epoch_size", 2, "--td_phase2_epoch_size", 2]
+    rates = ["--td_phase1_learning_rate", 2e-3, "--td_phase2_learning_rate", 2e-3]
+    return command(
+        "task-distill", *flags, *size, *rates, "--init_from_teacher", "1,3", "--output_dir", out, *QUICK, *more
+    )
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, data, teacher) -> Path:
+    out = tmp_path_factory.mktemp("student")
+    assert distil(data, teacher, out) == 0
+    return out
+
+
+def test_records_say_what_they_are(data):
+    meta = json.loads((data / "train" / "meta.json").read_text())
+    assert meta["labels"] == ["no", "yes"] and meta["rows"] == 240 and meta["seq_length"] == 12
+    assert json.loads((data / "train" / "schema.json").read_text())["numRows"] == 240
+    rows = read_rows(data / "dev", vocab_size=meta["vocab_size"], labels=2)
+    assert len(rows) == 50 and rows.label.tolist() == [0, 1] * 25
+
+
+def test_teacher_learns_and_log_has_the_documented_lines(teacher):
+    log = (teacher.parent / "log.txt").read_text()
+    line = r"epoch: 1, step: 5, outpus are \(Tensor\(shape=\[1\], dtype=Float32, [\d.e-]+\), "
+    line += r"Tensor\(shape=\[\], dtype=Bool, False\), Tensor\(shape=\[\], dtype=Float32, 256\)\)"
+    assert re.search(line, log)
+    best = re.findall(r"^The best acc is (\d\.\d{6})$", log, re.MULTILINE)
+    assert best == sorted(best) and float(best[-1]) > 0.9
+    metrics = [json.loads(row) for row in (teacher.parent / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "label_loss", "learning_rate", "tokens_per_second"} <= metrics[0].keys()
+    assert list((teacher.parent / "tensorboard").iterdir())
+
+
+def test_student_matches_its_teacher(student, teacher):
+    record = json.loads((student / "best" / "minddistill.json").read_text())
+    assert record["metrics"]["accuracy"] > 0.9
+    assert record["parents"]["teacher"] == str(teacher)
+    assert "fit_dense.weight" in load_file(student / "phase1" / "last" / "fit_dense.safetensors")
+    assert json.loads((student / "best" / "config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
+
+
+def test_same_command_twice_gives_the_same_bytes(student, data, teacher, tmp_path):
+    assert distil(data, teacher, tmp_path) == 0
+    for name in ("phase1/last", "last", "best"):
+        mine, theirs = (path / name / "model.safetensors" for path in (tmp_path, student))
+        assert mine.read_bytes() == theirs.read_bytes(), name
+
+
+def test_interrupted_run_goes_on_to_the_same_bytes(student, data, teacher, tmp_path, monkeypatch):
+    from minddistill.train import loop
+
+    fit = loop.fit
+
+    def until_step_20(step, batches, state, **options):
+        def told(batch, last):
+            found = step(batch, last)
+            if state.step == 19:
+                import os
+                import signal
+
+                os.kill(os.getpid(), signal.SIGTERM)
+            return found
+
+        fit(told, batches, state, **options)
+
+    monkeypatch.setattr("minddistill.recipes.common.fit", until_step_20)
+    assert distil(data, teacher, tmp_path) == 130
+    monkeypatch.undo()
+    assert distil(data, teacher, tmp_path) == 0
+    assert "Resumed from" in (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "last" / "model.safetensors").read_bytes() == (
+        student / "last" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_evaluation_counts_every_row_once(student, data, tmp_path):
+    flags = ["--model", student / "best", "--data_dir", f"{data / 'dev'},{data / 'test'}", "--output_dir", tmp_path]
+    assert command("evaluate", *flags) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    lines = (tmp_path / "predictions_dev.tsv").read_text().splitlines()[1:]
+    cells = [line.split("\t") for line in lines]
+    assert len(cells) == 50 and [row[3] for row in cells] == ["no", "yes"] * 25
+    assert found["dev"]["accuracy"] == pytest.approx(np.mean([row[1] == row[3] for row in cells]))
+    argv = ["--do_train", "false", "--do_eval", "true", "--load_td1_ckpt_path", student / "best"]
+    assert command("task-distill", *argv, "--eval_data_dir", data / "dev") == 0
+
+
+def test_general_distillation_lowers_its_loss_and_feeds_task_distillation(tmp_path, tiny_encoder, data, teacher):
+    text = "\n\n".join("\n".join(["The film was good. The plot is bad and dull."] * 12) for _ in range(60))
+    (tmp_path / "wiki.txt").write_text(text)
+    corpus = ["--input", tmp_path / "wiki.txt", "--tokenizer", tiny_encoder, "--output_dir", tmp_path / "corpus"]
+    assert command("prepare-corpus", *corpus, "--max_seq_length", 16, "--workers", 1) == 0
+    rows = read_rows(tmp_path / "corpus", labelled=False)
+    assert (rows.length == 16).all()
+    flags = ["--load_teacher_ckpt_path", tiny_encoder, "--data_dir", tmp_path / "corpus", "--learning_rate", 5e-3]
+    sizes = ["--student", "test-2l-32", "--epoch_size", 1, "--save_ckpt_path", tmp_path / "gd", *QUICK]
+    assert command("general-distill", *flags, *sizes) == 0
+    losses = [json.loads(row)["loss"] for row in (tmp_path / "gd" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] / 2
+    argv = ["--load_gd_ckpt_path", tmp_path / "gd" / "last", "--init_from_teacher", ""]
+    assert distil(data, teacher, tmp_path / "td", *argv) == 0
+    assert "The student starts from" in (tmp_path / "td" / "log.txt").read_text()
+
+
+def wrong(data, teacher, tmp_path):
+    """Command lines that are wrong, and what the one line of the answer must say."""
+    td = ["--load_teacher_ckpt_path", teacher, "--train_data_dir", data / "train", "--output_dir", tmp_path / "out"]
+    mixed = tmp_path / "mixed"
+    shutil.copytree(teacher, mixed)
+    config = json.loads((mixed / "config.json").read_text()) | {"id2label": {"0": "red", "1": "blue"}}
+    (mixed / "config.json").write_text(json.dumps(config))
+    return [
+        ("task-distill", ["--nope", "3"], "unknown flag --nope"),
+        ("task-distill", ["--do_train", "maybe"], "--do_train: expected bool, found maybe"),
+        ("task-distill", ["--do_train", "false", "--do_eval", "false"], "nothing to do"),
+        ("task-distill", td, "--eval_data_dir is empty"),
+        ("task-distill", [*td, "--eval_data_dir", tmp_path / "none"], "none: no such directory"),
+        (
+            "task-distill",
+            [*td, "--eval_data_dir", data / "dev", "--task_name", "QNLI"],
+            "--task_name QNLI: the records",
+        ),
+        ("task-distill", [*td[2:], "--load_teacher_ckpt_path", mixed], "trained on the labels red, blue"),
+        ("task-distill", [*td, "--eval_data_dir", data / "dev", "--student", "huge"], "'huge': no such preset"),
+        (
+            "task-distill",
+            [*td, "--eval_data_dir", data / "dev", "--loss_mode", "reference", "--buckets", "8,12"],
+            "need one fixed length",
+        ),
+        ("evaluate", ["--model", tmp_path / "absent", "--data_dir", data / "dev"], "absent: no such file or directory"),
+        ("prepare-task", ["--task_name", "SST-9"], "no such task"),
+    ]
+
+
+def test_mistakes_end_in_one_line_and_code_2(data, teacher, tmp_path, capsys):
+    for name, argv, message in wrong(data, teacher, tmp_path):
+        capsys.readouterr()
+        assert command(name, *argv) == 2, argv
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and message in lines[0], (argv, lines)
+
+
+def test_weak_teacher_is_refused(data, tiny_encoder, tmp_path, teacher, capsys):
+    weak = tmp_path / "weak"
+    shutil.copytree(teacher, weak)
+    from safetensors.numpy import save_file
+
+    tensors = load_file(weak / "model.safetensors")
+    tensors["classifier.weight"] *= 0
+    save_file(tensors, weak / "model.safetensors", {"format": "pt"})
+    assert distil(data, weak, tmp_path / "out") == 2
+    assert "not above 0.5000 of the majority class" in capsys.readouterr().err
