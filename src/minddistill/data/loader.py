@@ -31,7 +31,7 @@ def choose_buckets(length: np.ndarray, seq_length: int, most: int = _MOST_SHAPES
     below = np.concatenate([[0], np.cumsum(counts)])
     # cost[j] is the least number of padded tokens for all rows up to edge j with the number of buckets so far.
     cost = np.array([below[j + 1] * edge for j, edge in enumerate(edges)], float)
-    choice = [[(edge,) for edge in edges]][0]
+    choice: list[tuple[int, ...]] = [(edge,) for edge in edges]
     best = (cost[-1], choice[-1])
     for _ in range(1, most):
         if best[0] <= _PADDED_TO_REAL * length.sum():

@@ -29,7 +29,7 @@ class RunLog:
         self._bar: Progress | None = None
         self._task: Any = None
         self._writer: SummaryWriter | None = None
-        self._since = (time.perf_counter(), 0, 0)
+        self._since = (time.perf_counter(), 0)
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -44,7 +44,7 @@ class RunLog:
     def start(self, title: str, total: int, done: int, first_shapes: int) -> None:
         """Begin a stage of `total` steps; `first_shapes` shapes are compiled as they are met."""
         self.stop()
-        self._since = (time.perf_counter(), done, 0)
+        self._since = (time.perf_counter(), done)
         if self._console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -88,7 +88,7 @@ class RunLog:
         value, over, factor = float(loss.asnumpy()), bool(overflow.asnumpy()), float(scale.asnumpy())
         now = time.perf_counter()
         rate = max(state.step - self._since[1], 1) / max(now - self._since[0], 1e-9)
-        self._since = (now, state.step, 0)
+        self._since = (now, state.step)
         epoch = state.epoch + (1 if state.position else 0)
         self.line(
             f"epoch: {epoch}, step: {state.step}, outpus are (Tensor(shape=[1], dtype=Float32, {value:.6g}), "
