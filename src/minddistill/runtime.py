@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
 DEVICES = ("Ascend", "GPU", "CPU")
+_DNNL_FPMATH_BF16 = 1  # dnnl_fpmath_mode_bf16 of oneDNN's C interface
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,34 @@ def start(device: str = "", device_id: int = 0, distribute: bool = False, device
     return Runtime(device, device_id, rank, size)
 
 
-def float_type(name: str, device: str) -> Any:
-    """The MindSpore type of a `compute_type` or `dtype` option; "auto" is float16 on accelerators, float32 on CPU."""
+def precision(compute_type: str, dtype: str, device: str) -> dict[str, Any]:
+    """The types that models are built with, out of the `compute_type` and `dtype` options.
+
+    "auto" is float16 on accelerators and float32 on CPU. bfloat16 on CPU leaves tensors in float32 and lets oneDNN
+    round the operands of its matrix products to bfloat16, with sums in float32, for this process from now on;
+    processors without bfloat16 instructions go on in float32.
+
+    Raises:
+        UserError: this MindSpore has no oneDNN whose mode can be set.
+    """
     import mindspore as ms
 
-    if name == "auto":
-        name = "float32" if device == "CPU" else "float16"
-    return {"float16": ms.float16, "float32": ms.float32}[name]
+    if compute_type == "auto":
+        compute_type = "float32" if device == "CPU" else "float16"
+    if compute_type == "bfloat16" and device == "CPU":
+        _onednn_bfloat16(Path(ms.__file__).parent / "lib")
+        compute_type = "float32"
+    kinds = {"float16": ms.float16, "bfloat16": ms.bfloat16, "float32": ms.float32}
+    return {"compute_type": kinds[compute_type], "dtype": kinds[dtype]}
+
+
+def _onednn_bfloat16(libraries: Path) -> None:
+    found = sorted(libraries.glob("libdnnl.so*"))
+    try:
+        status = ctypes.CDLL(str(found[0])).dnnl_set_default_fpmath_mode(_DNNL_FPMATH_BF16)
+    except (IndexError, OSError, AttributeError):
+        status = None
+    if status != 0:
+        raise UserError(
+            f"--compute_type bfloat16: no oneDNN in {libraries} whose precision can be set; give --compute_type float32"
+        )

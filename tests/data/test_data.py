@@ -41,9 +41,10 @@ def kind_of(directory: Path) -> str:
 
 
 def test_records_round_trip(directory):
-    found = records.read_rows(directory, kind=kind_of(directory), vocab_size=20, labels=2)
+    found = records.read_rows(directory, kind=kind_of(directory), vocab_size=20)
     assert found.length.tolist() == list(LENGTHS)
     assert found.second.tolist() == [size - index % 3 for index, size in enumerate(LENGTHS)]
+    found.check_classes(2)
     assert found.label.tolist() == [0, 1, 0, 1, 0]
     assert found.ids[2].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
@@ -51,15 +52,17 @@ def test_records_round_trip(directory):
 def test_schema_numbers_limit_rows(directory):
     table = json.loads((directory / "schema.json").read_text()) | {"numRows": 2}
     write_json(directory / "schema.json", table)
-    assert len(records.read_rows(directory, kind=kind_of(directory), vocab_size=20, labels=2)) == 2
+    assert len(records.read_rows(directory, kind=kind_of(directory), vocab_size=20)) == 2
 
 
 def test_records_of_google_bert_are_read(tmp_path):
     """Other features are ignored, `is_real_example` 0 leaves a row out, and no schema is needed."""
     more = ({**row, "is_real_example": [int(i != 1)], "next_sentence_labels": [0]} for i, row in enumerate(rows()))
     records.write_tfrecord(tmp_path / "train.tf_record", more)
-    found = records.read_rows(tmp_path, vocab_size=20, labels=2)
+    found = records.read_rows(tmp_path, vocab_size=20)
     assert found.length.tolist() == [5, 8, 6, 4]
+    with pytest.raises(UserError, match=r"train.tf_record: row 3: label_ids is 1; expected"):
+        found.check_classes(1)
 
 
 def flip(path: Path, place: int) -> None:
@@ -138,15 +141,15 @@ def test_broken_records_are_named(tmp_path, spoil, message):
     directory = written(tmp_path / "records")
     spoil(directory)
     with pytest.raises(UserError, match=message):
-        records.read_rows(directory, vocab_size=20, labels=2)
+        records.read_rows(directory, vocab_size=20)
 
 
 def test_values_out_of_range_are_named(directory):
     options = {"kind": kind_of(directory)}
     with pytest.raises(UserError, match=r"row 2: input_ids holds 8; the model's vocabulary has 8 entries"):
-        records.read_rows(directory, vocab_size=8, labels=2, **options)
+        records.read_rows(directory, vocab_size=8, **options)
     with pytest.raises(UserError, match=r"row 1: label_ids is 1; expected a class from 0 to 0"):
-        records.read_rows(directory, vocab_size=20, labels=1, **options)
+        records.read_rows(directory, vocab_size=20, **options).check_classes(1)
     with pytest.raises(UserError, match="no such directory"):
         records.read_rows(directory / "absent", **options)
 
@@ -155,7 +158,7 @@ def many(count=103, longest=30):
     generator = np.random.default_rng(0)
     length = generator.integers(3, longest + 1, count).astype(np.int32)
     ids = np.arange(count)[:, None] * np.ones((1, longest), np.int32)
-    return records.Rows(ids.astype(np.int32), length, length, np.zeros(count, np.int32), {}, Path("rows"))
+    return records.Rows(ids.astype(np.int32), length, length, np.zeros(count, np.int32), {}, Path("rows"), str)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

@@ -57,7 +57,7 @@ def test_records_say_what_they_are(data):
     meta = json.loads((data / "train" / "meta.json").read_text())
     assert meta["labels"] == ["no", "yes"] and meta["rows"] == 240 and meta["seq_length"] == 12
     assert json.loads((data / "train" / "schema.json").read_text())["numRows"] == 240
-    rows = read_rows(data / "dev", vocab_size=meta["vocab_size"], labels=2)
+    rows = read_rows(data / "dev", vocab_size=meta["vocab_size"])
     assert len(rows) == 50 and rows.label.tolist() == [0, 1] * 25
 
 

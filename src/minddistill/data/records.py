@@ -7,15 +7,16 @@ Reading checks what MindSpore's readers let pass (checksums, values, label and i
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import crc32c
 import numpy as np
 from tfrecord.example_pb2 import Example as TFExample
-from tfrecord.writer import TFRecordWriter
+from tfrecord.example_pb2 import Feature, Features, FloatList, Int64List
 
 from ..errors import UserError
 from ..files import read_json, require_directory, whole_file, write_json
@@ -34,9 +35,10 @@ class Rows:
         ids: (N, S) uint16 or int32.
         length: (N,) int32, real tokens of each row.
         second: (N,) int32, where segment 1 begins; equal to length where there is none.
-        label: (N,) int32 or float32, or None.
+        label: (N,) float32, or int32 after `check_classes`, or None.
         meta: the content of `meta.json`, empty for records made elsewhere.
         directory: where they come from.
+        place: the file and row that a row was read from, for messages.
         pad: id of padding.
     """
 
@@ -46,6 +48,7 @@ class Rows:
     label: np.ndarray | None
     meta: dict[str, Any]
     directory: Path
+    place: Callable[[int], str]
     pad: int = 0
 
     def __len__(self) -> int:
@@ -55,6 +58,21 @@ class Rows:
     def seq_length(self) -> int:
         """Length that the records are padded to."""
         return self.ids.shape[1]
+
+    def check_classes(self, classes: int) -> None:
+        """See that every label is one of `classes` classes, and keep them as int32.
+
+        Raises:
+            UserError: names the first row that has another one.
+        """
+        assert self.label is not None
+        bad = (self.label < 0) | (self.label >= classes) | (self.label != np.floor(self.label))
+        if bad.any():
+            row = int(bad.argmax())
+            raise UserError(
+                f"{self.place(row)}: label_ids is {self.label[row]:g}; expected a class from 0 to {classes - 1}"
+            )
+        self.label = self.label.astype(np.int32)
 
 
 def schema(seq_length: int, rows: int, label: str | None, extra: Mapping[str, tuple[str, int]] | None = None) -> dict:
@@ -86,15 +104,32 @@ def padded(ids: Sequence[int], second: int, seq_length: int, pad: int) -> dict[s
 def write_tfrecord(path: Path, rows: Iterable[Mapping[str, Sequence]], floats: frozenset[str] = frozenset()) -> int:
     """Write rows (column: list) as one TFRecord file, whole; columns in `floats` as floats. Returns their number."""
     count = 0
-    with whole_file(path) as part:
-        writer = TFRecordWriter(str(part))
-        try:
-            for row in rows:
-                writer.write({name: (value, "float" if name in floats else "int") for name, value in row.items()})
-                count += 1
-        finally:
-            writer.close()
+    with whole_file(path) as part, open(part, "wb") as file:
+        for row in rows:
+            features = b"".join([_entry(name, tuple(value), name in floats) for name, value in row.items()])
+            data = b"\x0a" + _varint(len(features)) + features  # field 1 of tf.train.Example
+            head = struct.pack("<Q", len(data))
+            file.write(b"".join((head, _masked(head), data, _masked(data))))
+            count += 1
     return count
+
+
+# Masks and segments take few values; a message's serialised parts may be joined, so these need to be made once.
+@lru_cache(8192)
+def _entry(name: str, value: tuple, is_float: bool) -> bytes:
+    """One column of a row, as a serialised tf.train.Features message."""
+    feature = Feature(float_list=FloatList(value=value)) if is_float else Feature(int64_list=Int64List(value=value))
+    return Features(feature={name: feature}).SerializeToString()
+
+
+def _varint(number: int) -> bytes:
+    """Protocol Buffers' variable-length form of a non-negative integer."""
+    parts = bytearray()
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
 
 
 def write_mindrecord(path: Path, rows: Iterable[Mapping[str, Sequence]], columns: Mapping[str, Mapping]) -> int:
@@ -151,7 +186,6 @@ def read_rows(
     kind: str = "tfrecord",
     schema_file: str = "",
     vocab_size: int | None = None,
-    labels: int | None = None,
     labelled: bool = True,
     flag: str = "--data_dir",
 ) -> Rows:
@@ -161,8 +195,7 @@ def read_rows(
         kind: tfrecord or mindrecord.
         schema_file: a schema in the documented format; `schema.json` of the directory by default.
         vocab_size: ids must be below it.
-        labels: number of classes that labels must be within; None leaves them unchecked (regression).
-        labelled: whether `label_ids` must be there.
+        labelled: whether `label_ids` must be there; see `Rows.check_classes` for what they may hold.
         flag: the flag that named the directory, for messages.
 
     Raises:
@@ -186,7 +219,7 @@ def read_rows(
         columns = {name: value[: table["numRows"]] for name, value in columns.items()}
     real = np.concatenate([part.get("is_real_example", np.ones(len(part["input_ids"]), bool)) for part in parts])
     places = _Places(files, [len(part["input_ids"]) for part in parts])
-    rows = _compact(columns, places, vocab_size, labels, meta.get("pad_id", 0))
+    rows = _compact(columns, places, vocab_size, meta.get("pad_id", 0))
     rows.meta, rows.directory = meta, directory
     return _select(rows, real[: len(rows)])
 
@@ -207,6 +240,8 @@ def _select(rows: Rows, keep: np.ndarray) -> Rows:
     if not keep.all():
         rows.ids, rows.length, rows.second = rows.ids[keep], rows.length[keep], rows.second[keep]
         rows.label = None if rows.label is None else rows.label[keep]
+        kept, place = np.flatnonzero(keep), rows.place
+        rows.place = lambda row: place(kept[row])
     if not len(rows):
         raise UserError(f"{rows.directory}: its records hold no rows; write them again")
     return rows
@@ -379,7 +414,7 @@ def _collect(pipeline: Any) -> dict[str, np.ndarray]:
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _compact(columns: dict, places: _Places, vocab_size: int | None, labels: int | None, pad: int) -> Rows:
+def _compact(columns: dict, places: _Places, vocab_size: int | None, pad: int) -> Rows:
     ids, mask, segment = (columns[name] for name in TEXT_COLUMNS)
     if not ids.shape == mask.shape == segment.shape or ids.ndim != 2:
         raise UserError(f"{places(0)}: input_ids, input_mask and segment_ids differ in shape; write the records again")
@@ -405,17 +440,9 @@ def _compact(columns: dict, places: _Places, vocab_size: int | None, labels: int
         raise UserError(f"{places(row)}: segment_ids is not zeros followed by ones; write the records again")
     label = None
     if LABEL_COLUMN in columns:
-        label = columns[LABEL_COLUMN].reshape(len(ids))
-        if labels is not None:
-            bad = (label < 0) | (label >= labels) | (label != np.floor(label))
-            if bad.any():
-                row = int(bad.argmax())
-                raise UserError(f"{places(row)}: label_ids is {label[row]}; expected a class from 0 to {labels - 1}")
-            label = label.astype(np.int32)
-        else:
-            if not np.isfinite(label).all():
-                row = int((~np.isfinite(label)).argmax())
-                raise UserError(f"{places(row)}: label_ids is {label[row]}; expected a finite number")
-            label = label.astype(np.float32)
+        label = columns[LABEL_COLUMN].reshape(len(ids)).astype(np.float32)
+        if not np.isfinite(label).all():
+            row = int((~np.isfinite(label)).argmax())
+            raise UserError(f"{places(row)}: label_ids is {label[row]}; expected a finite number")
     compact = ids.astype(np.uint16) if limit <= 2**16 else ids.astype(np.int32)
-    return Rows(compact, length, second, label, {}, Path(), pad)
+    return Rows(compact, length, second, label, {}, Path(), places, pad)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from .. import __version__, params
 from ..errors import UserError
-from ..files import read_json, recover_directory, replace_directory, write_json, write_text
+from ..files import model_path, read_json, recover_directory, replace_directory, write_json, write_text
 from . import hub, zoo
 from .config import ModelConfig
 from .heads import TextModel
@@ -49,13 +49,14 @@ def read_weights(path: str | Path, heads: int = 12) -> Weights:
     """Read a model directory, a `.safetensors` file or a MindSpore `.ckpt`.
 
     Args:
-        path: a Hugging Face folder, or a file; a `config.json` beside a file is used.
+        path: a Hugging Face folder, the name of an installed package that holds one, or a file; a `config.json`
+            beside a file is used.
         heads: attention heads of a `.ckpt` that has no `config.json` beside it.
 
     Raises:
         UserError: nothing readable is there; the message names the file and what is wrong with it.
     """
-    path = Path(path)
+    path = model_path(path)
     recover_directory(path)
     if path.is_dir():
         return _read_directory(path, hub.weight_files(path))

@@ -59,8 +59,8 @@ def _measure(config: Config, weights: store.Weights, directory: str) -> dict[str
     shape = weights.config
     rows = common.read_checked(directory, "--data_dir", shape, weights.directory, **options)
     aligned = common.align_labels(weights, [] if shape.regression else rows.meta.get("labels", []), print)
-    classes = None if shape.regression else aligned.config.num_labels
-    rows = common.read_checked(directory, "--data_dir", shape, None, labels=classes, **options)
+    if not shape.regression:
+        rows.check_classes(aligned.config.num_labels)
     model = store.build(aligned)
     logits, found = common.evaluate_rows(model, rows, choose_buckets(rows.length, rows.seq_length, most=3))
     shown = ", ".join(f"{name} {value:.6f}" for name, value in found.items()) or "no labels"

@@ -12,8 +12,10 @@ from ..distill.distiller import Distiller
 from ..distill.objectives import Labels
 from ..errors import UserError
 from ..models import store
-from ..train.optim import OptimConfig
+from ..train.log import RunLog
 from . import common
+from .flags import OptimFlags, RunFlags, StepFlags, step_config
+from .stage import Stage, open_run, run_stage
 
 
 @dataclass
@@ -26,15 +28,6 @@ class Config:
     schema_dir: str = flag("", "schema file, where the record directories have none")
     dataset_type: str = flag("tfrecord", "tfrecord or mindrecord")
     epoch_size: int = flag(3, "epochs")
-    learning_rate: float = flag(5e-5, "highest learning rate")
-    end_learning_rate: float = flag(1e-14, "learning rate at the end")
-    power: float = flag(1.0, "power of the polynomial decay")
-    weight_decay: float = flag(0.01, "decoupled weight decay; not on biases and layer norms")
-    eps: float = flag(1e-6, "added to Adam's denominator")
-    lr_schedule: common.Schedules = flag("original", "warm-up and polynomial decay: original, port or constant")
-    warmup_ratio: float = flag(0.1, "part of all steps that warm-up takes")
-    loss_scale_value: float = flag(256.0, "initial loss scale")
-    scale_window: int = flag(50, "steps without overflow after which the loss scale rises")
     patience: int = flag(0, "epochs without a better dev metric after which to stop; 0 never")
     eval_steps: int = flag(0, "steps between evaluations besides the end of each epoch; 0 for none")
     save_checkpoint_step: int = flag(1000, "steps between checkpoints", "save_ckpt_step")
@@ -45,54 +38,55 @@ class Config:
     device_id: int = flag(0, "number of the device")
 
 
-def run(config: Config, run_flags: common.RunFlags, step_flags: common.StepFlags) -> tuple[Path, dict[str, float]]:
+def run(config: Config, optim: OptimFlags, run_flags: RunFlags, step_flags: StepFlags) -> tuple[Path, dict[str, float]]:
     """Train and return the best model directory with its dev metrics.
 
     Raises:
         UserError: flags, records or model do not go together.
     """
-    directory, log = common.open_run(run_flags, [config, run_flags, step_flags])
+    directory, log = open_run(run_flags, [config, optim, run_flags, step_flags])
+    try:
+        return _run(config, optim, run_flags, step_flags, directory, log)
+    finally:
+        log.close()
+
+
+def _run(
+    config: Config,
+    optim: OptimFlags,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
+    directory: Path,
+    log: RunLog,
+) -> tuple[Path, dict[str, float]]:
     place = runtime.start(config.device_target, config.device_id)
     weights = store.read_weights(config.model, config.num_attention_heads)
     options = {"kind": config.dataset_type, "schema_file": config.schema_dir}
     train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
     names, regression = train.meta.get("labels", []), bool(train.meta.get("regression"))
-    if not regression and not names:
-        names = [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
+    if not regression:
+        names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
+        train.check_classes(len(names))
     model_config = weights.config.with_(
         labels=("score",) if regression else tuple(names),
         regression=regression,
         pooler=True,
         relu_before_classifier=config.relu_before_classifier,
     )
-    train = common.read_checked(
-        config.train_data_dir,
-        "--train_data_dir",
-        model_config,
-        None,
-        labels=None if regression else len(names),
-        **options,
-    )
     model = store.build(
         weights if weights.config.labels == model_config.labels else _without_classifier(weights),
         model_config,
         seed=run_flags.seed,
-        compute_type=runtime.float_type(step_flags.compute_type, place.device),
-        dtype=runtime.float_type(step_flags.dtype, place.device),
         may_miss=("classifier.", "pooler."),
+        **runtime.precision(step_flags.compute_type, step_flags.dtype, place.device),
     )
     buckets = common.buckets_for(step_flags.buckets, train, fixed=False)
     loader = Loader(train, step_flags.batch_size, buckets=buckets, seed=run_flags.seed)
     evaluate = None
     if config.eval_data_dir:
-        dev = common.read_checked(
-            config.eval_data_dir,
-            "--eval_data_dir",
-            model_config,
-            None,
-            labels=None if regression else len(names),
-            **options,
-        )
+        dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", model_config, None, **options)
+        if not regression:
+            dev.check_classes(len(names))
         if dev.meta.get("labels", names) != names:
             raise UserError(f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}")
         shapes = common.eval_buckets(buckets, dev)
@@ -111,24 +105,15 @@ def run(config: Config, run_flags: common.RunFlags, step_flags: common.StepFlags
             metrics=found,
         )
 
-    optim = OptimConfig(
-        config.learning_rate,
-        config.end_learning_rate,
-        config.power,
-        config.weight_decay,
-        config.eps,
-        config.lr_schedule,
-        config.warmup_ratio,
-    )
-    stage = common.Stage(
+    stage = Stage(
         name="finetune",
         directory=directory,
         cell=Distiller(model, None, Labels(regression)),
         student=model,
         train=loader,
         epochs=config.epoch_size,
-        optim=optim,
-        step=common.step_config(step_flags, config.loss_scale_value, config.scale_window),
+        optim=optim.optim(),
+        step=step_config(step_flags, optim),
         flags=run_flags,
         runtime=place,
         log=log,
@@ -140,10 +125,7 @@ def run(config: Config, run_flags: common.RunFlags, step_flags: common.StepFlags
         patience=config.patience,
         identity={"model": str(config.model), "train": str(config.train_data_dir), "buckets": buckets},
     )
-    try:
-        return common.run_stage(stage)
-    finally:
-        log.close()
+    return run_stage(stage)
 
 
 def _without_classifier(weights: store.Weights) -> store.Weights:
@@ -153,5 +135,5 @@ def _without_classifier(weights: store.Weights) -> store.Weights:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill finetune`."""
-    groups = [Config, common.RunFlags, common.StepFlags]
+    groups = [Config, OptimFlags, RunFlags, StepFlags]
     run(*parse("minddistill finetune", "Train an encoder on a task.", groups, argv))

