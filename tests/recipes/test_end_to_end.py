@@ -105,7 +105,7 @@ def test_interrupted_run_goes_on_to_the_same_bytes(student, data, teacher, tmp_p
 
         fit(told, batches, state, **options)
 
-    monkeypatch.setattr("minddistill.recipes.common.fit", until_step_20)
+    monkeypatch.setattr("minddistill.recipes.stage.fit", until_step_20)
     assert distil(data, teacher, tmp_path) == 130
     monkeypatch.undo()
     assert distil(data, teacher, tmp_path) == 0

@@ -139,16 +139,29 @@ def fit_arrays(fit: FitDense) -> dict[str, np.ndarray]:
     return {paths[path]: value for path, value in params.arrays(fit).items()}
 
 
-def evaluate_rows(
-    model: TextModel, rows: Rows, buckets: list[int] | None = None
-) -> tuple[np.ndarray, dict[str, float]]:
-    """Logits of all rows and the task's metrics (none where the rows have no labels)."""
-    loader = Loader(rows, EVAL_BATCH, buckets=buckets, shuffle=False)
-    logits = predict(predict_function(model), loader)
-    names = rows.meta.get("metrics", ["accuracy"])
-    if rows.label is None or not rows.meta.get("labelled", True):
-        return logits, {}
-    return logits, metrics.compute(names, rows.label, logits, model.config.regression)
+class Evaluator:
+    """Measures a model on rows, as often as asked; compiled once for each length.
+
+    Args:
+        buckets: lengths that rows are padded to; the records' own alone by default.
+    """
+
+    def __init__(self, model: TextModel, rows: Rows, buckets: list[int] | None = None):
+        self.loader = Loader(rows, EVAL_BATCH, buckets=buckets, shuffle=False)
+        self.forward = predict_function(model)
+        self.regression = model.config.regression
+
+    def logits(self) -> np.ndarray:
+        """Logits (N, C) of all rows, in their order."""
+        return predict(self.forward, self.loader)
+
+    def metrics(self, logits: np.ndarray | None = None) -> dict[str, float]:
+        """The task's metrics, the main one first; none where the rows have no labels."""
+        rows = self.loader.rows
+        if rows.label is None or not rows.meta.get("labelled", True):
+            return {}
+        found = self.logits() if logits is None else logits
+        return metrics.compute(rows.meta.get("metrics", ["accuracy"]), rows.label, found, self.regression)
 
 
 def eval_buckets(train: list[int], rows: Rows) -> list[int]:
@@ -166,7 +179,9 @@ def check_teacher(
     Raises:
         UserError: it does not beat the majority class (or, in a regression task, explains nothing).
     """
-    logits, found = evaluate_rows(model, rows, buckets)
+    evaluator = Evaluator(model, rows, buckets)
+    logits = evaluator.logits()
+    found = evaluator.metrics(logits)
     if model.config.regression:
         name, value, floor = "pearson", found["pearson"], 0.1
     else:

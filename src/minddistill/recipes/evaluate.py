@@ -62,7 +62,9 @@ def _measure(config: Config, weights: store.Weights, directory: str) -> dict[str
     if not shape.regression:
         rows.check_classes(aligned.config.num_labels)
     model = store.build(aligned)
-    logits, found = common.evaluate_rows(model, rows, choose_buckets(rows.length, rows.seq_length, most=3))
+    evaluator = common.Evaluator(model, rows, choose_buckets(rows.length, rows.seq_length, most=3))
+    logits = evaluator.logits()
+    found = evaluator.metrics(logits)
     shown = ", ".join(f"{name} {value:.6f}" for name, value in found.items()) or "no labels"
     print(f"{directory}: {len(rows)} rows, {shown}")
     if config.output_dir:

@@ -89,10 +89,7 @@ def _run(
             dev.check_classes(len(names))
         if dev.meta.get("labels", names) != names:
             raise UserError(f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}")
-        shapes = common.eval_buckets(buckets, dev)
-
-        def evaluate() -> dict[str, float]:
-            return common.evaluate_rows(model, dev, shapes)[1]
+        evaluate = common.Evaluator(model, dev, common.eval_buckets(buckets, dev)).metrics
 
     def save(name: str, found: dict[str, float]) -> Path:
         return store.save(
@@ -123,7 +120,13 @@ def _run(
         save_steps=config.save_checkpoint_step,
         keep=config.max_ckpt_num,
         patience=config.patience,
-        identity={"model": str(config.model), "train": str(config.train_data_dir), "buckets": buckets},
+        identity={
+            "model": str(config.model),
+            "train": str(config.train_data_dir),
+            "rows": len(train),
+            "buckets": buckets,
+        }
+        | step_flags.identity(),
     )
     return run_stage(stage)
 

@@ -56,7 +56,7 @@ class OptimFlags:
 class StepFlags:
     """Step: loss scale, clipping, batches."""
 
-    batch_size: int = flag(32, "rows a step on each device")
+    batch_size: int = flag(16, "rows a step on each device")
     accumulation_steps: int = flag(1, "batches whose gradients make one update")
     scale_factor: int = flag(2, "factor by which the loss scale changes")
     clip: Literal["global", "tensor", "off"] = flag("global", "clip by the norm of all gradients, or of each tensor")
@@ -66,6 +66,10 @@ class StepFlags:
         "auto", "type of the matrix products; auto is float16 on Ascend and GPU, float32 on CPU"
     )
     dtype: Literal["float16", "float32"] = flag("float32", "type of the hidden states between layers")
+
+    def identity(self) -> dict[str, Any]:
+        """What makes another run of it, besides what the step's own configuration says."""
+        return {name: getattr(self, name) for name in ("batch_size", "compute_type", "dtype")}
 
 
 @dataclass

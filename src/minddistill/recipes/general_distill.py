@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -155,12 +155,11 @@ def _run(
             "teacher": str(config.load_teacher_ckpt_path),
             "corpus": str(config.data_dir),
             "rows": len(rows),
-            "student": repr(wanted),
-            "init": student_flags.init_from_teacher,
-            "layer_map": student_flags.layer_map,
             "buckets": buckets,
-            "batch_size": step_flags.batch_size,
-        },
+            "do_shuffle": config.do_shuffle,
+        }
+        | asdict(student_flags)
+        | step_flags.identity(),
     )
     return run_stage(stage)[0]
 

@@ -84,7 +84,7 @@ def run(config: Config) -> dict:
             )
         )
     data = {split: str(out / "data" / split) for split in ("train", "dev", "test")}
-    step = StepFlags(buckets="off")
+    step = StepFlags(batch_size=32, buckets="off")
     stage(1)
     teacher, _ = finetune.run(
         finetune.Config(model=str(encoder), train_data_dir=data["train"], eval_data_dir=data["dev"], epoch_size=1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -249,10 +249,7 @@ def _phase_two(job: _Job, first: Path) -> tuple[Path, dict[str, float]]:
     teacher = job.build(job.teacher, job.teacher.config)
     evaluate = None
     if job.dev is not None and job.config.do_eval:
-        dev, shapes = job.dev, common.eval_buckets(job.buckets, job.dev)
-
-        def evaluate() -> dict[str, float]:
-            return common.evaluate_rows(student, dev, shapes)[1]
+        evaluate = common.Evaluator(student, job.dev, common.eval_buckets(job.buckets, job.dev)).metrics
 
     def save(name: str, found: Mapping[str, float]) -> Path:
         return _save(job, student, job.directory / name, "phase 2", str(first), found, weights.fit)
@@ -291,11 +288,11 @@ def _identity(job: _Job, origin: str) -> dict[str, Any]:
         "rows": len(job.train),
         "origin": origin,
         "buckets": job.buckets,
-        "batch_size": job.step.batch_size,
-        "layer_map": job.student.layer_map,
-        "loss_mode": job.student.loss_mode,
+        "do_shuffle": job.config.do_shuffle,
         "temperature": job.learning.temperature,
         "hard_label_weight": job.learning.hard_label_weight,
+        **asdict(job.student),
+        **job.step.identity(),
     }
 
 
@@ -329,7 +326,7 @@ def _evaluate(config: Config, learning: Learning, student: StudentFlags) -> tupl
     weights = common.align_labels(weights, _labels(rows), print)
     if not weights.config.regression:
         rows.check_classes(weights.config.num_labels)
-    _, found = common.evaluate_rows(store.build(weights), rows)
+    found = common.Evaluator(store.build(weights), rows).metrics()
     print(f"The best acc is {next(iter(found.values())):.6f}")
     print(", ".join(f"{name} {value:.6f}" for name, value in found.items()))
     return weights.source, found
