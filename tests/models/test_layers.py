@@ -31,8 +31,9 @@ def plain_softmax(x):
         (Gelu(), nn.GELU(approximate=False)),
         (Softmax(), plain_softmax),
         (LayerNorm(24, 1e-5), nn.LayerNorm((24,), epsilon=1e-5)),
+        (LayerNorm(24, 1e-5).set_train(), nn.LayerNorm((24,), epsilon=1e-5)),
     ],
-    ids=["gelu", "softmax", "layer_norm"],
+    ids=["gelu", "softmax", "layer_norm", "layer_norm_training"],
 )
 def test_fast_form_equals_plain(fast, plain):
     x, upstream = values((3, 5, 24)), values((3, 5, 24), 1)

@@ -20,7 +20,9 @@ class Distiller(nn.Cell):
     def __init__(self, student: nn.Cell, teacher: nn.Cell | None, objective: nn.Cell):
         super().__init__()
         self.student, self.teacher, self.objective = student, teacher, objective
+        student.set_train(True)
         if teacher is not None:
+            teacher.set_train(False)
             for parameter in teacher.get_parameters():
                 parameter.requires_grad = False
 

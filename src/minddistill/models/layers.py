@@ -41,25 +41,17 @@ class Dense(nn.Cell):
         return y.reshape(x.shape[:-1] + (self.outputs,))
 
 
-class _NormalCdf(nn.Cell):
-    """Phi(x) of the standard normal distribution; the backward multiplies by its density."""
+class Gelu(nn.Cell):
+    """Exact GELU x Phi(x) (Hendrycks and Gimpel 2016, arXiv 1606.08415), with its own backward Phi(x) + x phi(x)."""
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.erf(x * _SQRT_HALF) * 0.5 + 0.5
+        return x * (ops.erf(x * _SQRT_HALF) * 0.5 + 0.5)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
-        return (dout * (ops.exp(x * x * -0.5) * _NORMAL_DENSITY),)
-
-
-class Gelu(nn.Cell):
-    """Exact GELU x Phi(x) (Hendrycks and Gimpel 2016, arXiv 1606.08415); Phi(x) is kept, not computed twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.cdf = _NormalCdf()
-
-    def construct(self, x: Tensor) -> Tensor:
-        return x * self.cdf(x)
+        # The compiler shares Phi(x) with the forward.
+        cdf = ops.erf(x * _SQRT_HALF) * 0.5 + 0.5
+        density = ops.exp(x * x * -0.5) * _NORMAL_DENSITY
+        return (dout * (cdf + x * density),)
 
 
 class Tanh(nn.Cell):
@@ -108,7 +100,11 @@ class _Normalise(nn.Cell):
 
 
 class LayerNorm(nn.Cell):
-    """Layer norm over the last axis (Ba et al. 2016, arXiv 1607.06450), always computed in float32."""
+    """Layer norm over the last axis (Ba et al. 2016, arXiv 1607.06450), always computed in float32.
+
+    While training (`set_train`), in the form whose forward shares its parts with the backward; else in MindSpore's
+    own operator, whose forward alone takes a third to a fifth of the time on CPU.
+    """
 
     def __init__(self, size: int, epsilon: float):
         super().__init__()
@@ -116,10 +112,13 @@ class LayerNorm(nn.Cell):
         self.beta = Parameter(Tensor(np.zeros(size, np.float32)), name="beta")
         self.size = size
         self.normalise = _Normalise(epsilon)
+        self.forward_only = ops.LayerNorm(begin_norm_axis=1, begin_params_axis=1, epsilon=epsilon)
 
     def construct(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, self.size).astype(ms.float32)
-        return self.normalise(flat, self.gamma, self.beta).reshape(x.shape)
+        if self.training:
+            return self.normalise(flat, self.gamma, self.beta).reshape(x.shape)
+        return self.forward_only(flat, self.gamma, self.beta)[0].reshape(x.shape)
 
 
 class Softmax(nn.Cell):
