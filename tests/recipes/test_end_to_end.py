@@ -115,6 +115,11 @@ def test_interrupted_run_goes_on_to_the_same_bytes(student, data, teacher, tmp_p
     ).read_bytes()
 
 
+def test_second_phase_reads_the_logits_that_the_first_one_cached(student):
+    log = (student / "log.txt").read_text()
+    assert log.count("Teacher cache: written") == 1 and log.count("Teacher cache: reading") == 1
+
+
 def test_evaluation_counts_every_row_once(student, data, tmp_path):
     flags = ["--model", student / "best", "--data_dir", f"{data / 'dev'},{data / 'test'}", "--output_dir", tmp_path]
     assert command("evaluate", *flags) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +84,7 @@ class Loader:
         buckets: static lengths, ascending; by default the records' own length alone.
         seed, shuffle: of the order.
         rank, size: of this process among those that train together.
+        columns: further columns of a batch, made from its row numbers (B,) and its length.
     """
 
     def __init__(
@@ -96,11 +97,12 @@ class Loader:
         shuffle: bool = True,
         rank: int = 0,
         size: int = 1,
+        columns: Callable[[np.ndarray, int], dict[str, np.ndarray]] | None = None,
     ):
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; expected a positive whole number")
         self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.columns = rank, size, columns
         self.buckets = check_buckets(buckets or [rows.seq_length], rows)
         self.steps = len(self.plan(0))
 
@@ -150,7 +152,7 @@ class Loader:
         }
         if self.rows.label is not None:
             values["label_ids"] = self.rows.label[rows]
-        return values
+        return values if self.columns is None else values | self.columns(rows, planned.length)
 
     def padding(self) -> float:
         """Padded tokens an epoch over real ones."""

@@ -6,9 +6,10 @@ Reading checks what MindSpore's readers let pass (checksums, values, label and i
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,24 @@ class Rows:
     def seq_length(self) -> int:
         """Length that the records are padded to."""
         return self.ids.shape[1]
+
+    def take(self, numbers: np.ndarray) -> Rows:
+        """The rows of these numbers, in their order."""
+        return replace(
+            self,
+            ids=self.ids[numbers],
+            length=self.length[numbers],
+            second=self.second[numbers],
+            label=None if self.label is None else self.label[numbers],
+            place=lambda row: self.place(int(numbers[row])),
+        )
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of the token ids and segments."""
+        digest = hashlib.sha256()
+        for values in (self.ids.astype(np.int32), self.length, self.second):
+            digest.update(np.ascontiguousarray(values))
+        return digest.hexdigest()[:16]
 
     def check_classes(self, classes: int) -> None:
         """See that every label is one of `classes` classes, and keep them as int32.
@@ -237,11 +256,7 @@ class _Places:
 
 
 def _select(rows: Rows, keep: np.ndarray) -> Rows:
-    if not keep.all():
-        rows.ids, rows.length, rows.second = rows.ids[keep], rows.length[keep], rows.second[keep]
-        rows.label = None if rows.label is None else rows.label[keep]
-        kept, place = np.flatnonzero(keep), rows.place
-        rows.place = lambda row: place(kept[row])
+    rows = rows if keep.all() else rows.take(np.flatnonzero(keep))
     if not len(rows):
         raise UserError(f"{rows.directory}: its records hold no rows; write them again")
     return rows

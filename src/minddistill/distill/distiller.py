@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import Parameter, Tensor, nn
+
+
+class CachedTeacher(nn.Cell):
+    """A teacher's outputs out of a batch that a cache has filled; called like the teacher itself.
+
+    Args:
+        hidden, attention: how many of each the batch brings.
+        logits: whether it brings logits.
+    """
+
+    def __init__(self, hidden: int, attention: int, logits: bool):
+        super().__init__()
+        self.hidden = tuple(f"teacher_hidden_{index}" for index in range(hidden))
+        self.attention = tuple(f"teacher_attention_{index}" for index in range(attention))
+        self.logits = logits
+
+    def construct(self, batch: dict) -> dict:
+        hidden = [batch[name].astype(ms.float32) for name in self.hidden]
+        attentions = [batch[name].astype(ms.float32) for name in self.attention]
+        if self.logits:
+            return {"hidden": hidden, "attentions": attentions, "logits": batch["teacher_logits"]}
+        return {"hidden": hidden, "attentions": attentions}
 
 
 class Distiller(nn.Cell):

@@ -16,6 +16,10 @@ class LayerMap:
     attention: tuple[int, ...]
     hidden: tuple[int, ...]
 
+    def kept(self) -> LayerMap:
+        """The same map onto a teacher of which only the outputs it names were kept, in their order."""
+        return LayerMap(tuple(range(len(self.attention))), tuple(range(len(self.hidden))))
+
 
 def layer_map(spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
     """Build a map from its name or from a list.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -115,6 +115,31 @@ class Predictor(nn.Cell):
     def construct(self, input_ids: Tensor, input_mask: Tensor, segment_ids: Tensor) -> Tensor:
         batch = {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids}
         return self.model(batch)["logits"].astype(ms.float32)
+
+
+class _Kept(nn.Cell):
+    """Some of a model's outputs, one after the other: hidden states, attention scores, logits."""
+
+    def __init__(self, model: TextModel, hidden: Sequence[int], attention: Sequence[int], logits: bool):
+        super().__init__(auto_prefix=False)
+        self.model, self.hidden, self.attention, self.logits = model, tuple(hidden), tuple(attention), logits
+
+    def construct(self, input_ids: Tensor, input_mask: Tensor, segment_ids: Tensor) -> tuple:
+        found = self.model({"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids})
+        kept = [found["hidden"][index].astype(ms.float16) for index in self.hidden]
+        kept = kept + [found["attentions"][index].astype(ms.float16) for index in self.attention]
+        if self.logits:
+            kept = kept + [found["logits"].astype(ms.float32)]
+        return tuple(kept)
+
+
+def outputs_function(
+    model: TextModel, hidden: Sequence[int], attention: Sequence[int], logits: bool
+) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
+    """A function from a batch of arrays to the named hidden states and attention scores (float16) and the logits."""
+    cell = _Kept(model, hidden, attention, logits)
+    names = ("input_ids", "input_mask", "segment_ids")
+    return lambda batch: [value.asnumpy() for value in cell(*(Tensor(batch[name]) for name in names))]
 
 
 def predict_function(model: TextModel) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:

@@ -105,9 +105,7 @@ def _run(
     stage = Stage(
         name="finetune",
         directory=directory,
-        cell=Distiller(model, None, Labels(regression)),
-        student=model,
-        train=loader,
+        build=lambda: (Distiller(model, None, Labels(regression)), loader),
         epochs=config.epoch_size,
         optim=optim.optim(),
         step=step_config(step_flags, optim),

@@ -127,12 +127,8 @@ def _run(
             fit=common.fit_arrays(fit),
         )
 
-    stage = Stage(
-        name="general",
-        directory=directory,
-        cell=Distiller(student, teacher, Intermediate(pairs, fit, student_flags.loss_mode)),
-        student=student,
-        train=Loader(
+    def build() -> tuple[Distiller, Loader]:
+        batches = Loader(
             rows,
             step_flags.batch_size,
             buckets=buckets,
@@ -140,7 +136,13 @@ def _run(
             shuffle=config.do_shuffle,
             rank=place.rank,
             size=place.size,
-        ),
+        )
+        return Distiller(student, teacher, Intermediate(pairs, fit, student_flags.loss_mode)), batches
+
+    stage = Stage(
+        name="general",
+        directory=directory,
+        build=build,
         epochs=config.epoch_size,
         optim=learning.optim(),
         step=step_config(step_flags, learning),

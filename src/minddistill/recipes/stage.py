@@ -17,7 +17,6 @@ from ..data.loader import Loader
 from ..distill.distiller import Distiller
 from ..errors import UserError
 from ..files import write_json
-from ..models.heads import TextModel
 from ..train.checkpoint import Checkpoints, TrainState
 from ..train.log import RunLog
 from ..train.loop import Hook, Stopped, fit
@@ -28,13 +27,14 @@ from .flags import RunFlags
 
 @dataclass
 class Stage:
-    """One stage of training: everything that `run_stage` needs, handed over as values."""
+    """One stage of training: everything that `run_stage` needs, handed over as values.
+
+    `build` makes the cell and its batches; it is not called for a stage that was finished before.
+    """
 
     name: str
     directory: Path
-    cell: Distiller
-    student: TextModel
-    train: Loader
+    build: Callable[[], tuple[Distiller, Loader]]
     epochs: int
     optim: OptimConfig
     step: StepConfig
@@ -70,9 +70,10 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
         if record["identity"] == identity:
             stage.log.line(f"{stage.name}: finished before; its result is {record['result']}")
             return Path(record["result"]), record["metrics"]
-    trained = stage.cell.trained()
-    total = len(stage.train) * stage.epochs
-    updates = -(-len(stage.train) // stage.step.accumulate) * stage.epochs
+    cell, train = stage.build()
+    trained = cell.trained()
+    total = len(train) * stage.epochs
+    updates = -(-len(train) // stage.step.accumulate) * stage.epochs
     if stage.most_steps:
         total = min(total, stage.most_steps)
         updates = min(updates, -(-total // stage.step.accumulate))
@@ -84,16 +85,16 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
         line = checkpoints.restore(state)
         if line:
             stage.log.line(line)
-    step = build_step(stage.cell, optimizer, scale, stage.step, stage.runtime.reducer(optimizer.parameters))
+    step = build_step(cell, optimizer, scale, stage.step, stage.runtime.reducer(optimizer.parameters))
     stage.log.line(
-        f"{stage.name}: {len(stage.train.rows)} rows, {len(stage.train)} steps an epoch, {stage.epochs} epochs, lengths "
-        f"{','.join(map(str, stage.train.buckets))} ({stage.train.padding():.2f} padded tokens for a real one)"
+        f"{stage.name}: {len(train.rows)} rows, {len(train)} steps an epoch, {stage.epochs} epochs, lengths "
+        f"{','.join(map(str, train.buckets))} ({train.padding():.2f} padded tokens for a real one)"
     )
-    stage.log.start(stage.name, total, state.step, len(stage.train.buckets))
-    tokens = float(stage.train.rows.length.mean()) * stage.train.batch_size
+    stage.log.start(stage.name, total, state.step, len(train.buckets))
+    tokens = float(train.rows.length.mean()) * train.batch_size
 
     def log(state: TrainState, outputs: tuple) -> None:
-        stage.log.numbers(state, outputs, stage.name, stage.train.batch_size, tokens)
+        stage.log.numbers(state, outputs, stage.name, train.batch_size, tokens)
 
     latest: dict[str, Any] = {"step": -1, "metrics": {}}
 
@@ -118,7 +119,7 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
     try:
         fit(
             step,
-            stage.train,
+            train,
             state,
             epochs=stage.epochs,
             hooks=hooks,

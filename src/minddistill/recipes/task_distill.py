@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,15 +12,15 @@ from .. import runtime
 from ..config import flag, numbers, parse
 from ..data.loader import Loader
 from ..data.records import Rows
-from ..distill.distiller import Distiller
-from ..distill.layer_map import layer_map
+from ..distill.distiller import CachedTeacher, Distiller
+from ..distill.layer_map import LayerMap, layer_map
 from ..distill.objectives import Intermediate, Prediction, check_heads
 from ..errors import UserError
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel
 from ..train.optim import OptimConfig
-from . import common
+from . import common, teacher_cache
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
 from .stage import Stage, open_run, run_stage
 
@@ -59,6 +60,9 @@ class Learning(OptimFlags):
     temperature: float = flag(1.0, "temperature of phase 2's softmaxes")
     hard_label_weight: float = flag(0.0, "weight of the labels' cross-entropy in phase 2")
     eval_steps: int = flag(0, "steps between evaluations in phase 2 besides each epoch's end; 0 for none")
+    teacher_cache: str = flag(
+        "auto", "teacher's outputs on disk: auto (for this run, where it pays), off, or a directory that is kept"
+    )
     allow_weak_teacher: bool = flag(False, "go on with a teacher that does not beat the majority class")
     teacher_num_attention_heads: int = flag(12, "heads of a teacher .ckpt without config.json beside it")
 
@@ -96,14 +100,47 @@ class _Job:
             **runtime.precision(self.step.compute_type, self.step.dtype, self.place.device),
         )
 
-    def loader(self) -> Loader:
-        """Batches of the training rows."""
+    @property
+    def caches(self) -> Path:
+        """Where caches of the teacher's outputs are."""
+        setting = self.learning.teacher_cache
+        return self.directory / "teacher_cache" if setting == "auto" else Path(setting)
+
+    def taught(self, pairs: LayerMap | None, teacher: TextModel) -> tuple[TextModel | CachedTeacher, Callable | None]:
+        """What a phase learns from, the teacher or its cache, and the columns that a cache adds to the batches.
+
+        Args:
+            pairs: of phase 1; None for phase 2, which reads the logits of phase 1's cache where there is one.
+        """
+        setting, config = self.learning.teacher_cache, self.config
+        if setting == "off":
+            return teacher, None
+        types = runtime.precision(self.step.compute_type, self.step.dtype, self.place.device)
+        owner = teacher_cache.identity(self.teacher, self.train, types | {"asked": self.step.compute_type})
+        epochs = config.td_phase2_epoch_size + (config.td_phase1_epoch_size if pairs else 0)
+        layout = teacher_cache.layout_of(self.teacher.config, pairs)
+        if pairs is None:
+            layout = teacher_cache.begun(self.caches, owner) or layout
+        started = teacher_cache.path_of(self.caches, owner, layout).is_dir()
+        if setting == "auto" and not started:
+            if not teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line):
+                return teacher, None
+        cache = teacher_cache.filled(
+            self.caches, layout, self.train, owner, teacher, self.buckets, epochs, self.log.line
+        )
+        if pairs is None:
+            return CachedTeacher(0, 0, True), cache.logits
+        return CachedTeacher(len(layout.hidden), len(layout.attention), False), cache.batch
+
+    def loader(self, columns: Callable | None = None) -> Loader:
+        """Batches of the training rows, with what a teacher's cache adds to them."""
         return Loader(
             self.train,
             self.step.batch_size,
             buckets=self.buckets,
             seed=self.run.seed,
             shuffle=self.config.do_shuffle,
+            columns=columns,
         )
 
 
@@ -131,7 +168,10 @@ def run(
     try:
         job = _prepare(config, learning, student, run_flags, step_flags, directory, log)
         first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else _phase_one(job)
-        return _phase_two(job, first)
+        result = _phase_two(job, first)
+        if learning.teacher_cache == "auto":
+            shutil.rmtree(job.caches, ignore_errors=True)  # it may be large, and this run does not need it again
+        return result
     finally:
         log.close()
 
@@ -222,12 +262,15 @@ def _phase_one(job: _Job) -> Path:
     def save(name: str, found: Mapping[str, float]) -> Path:
         return _save(job, student, job.directory / "phase1" / name, "phase 1", origin, found, common.fit_arrays(fit))
 
+    def build() -> tuple[Distiller, Loader]:
+        source, columns = job.taught(pairs, teacher)
+        kept = pairs.kept() if columns else pairs
+        return Distiller(student, source, Intermediate(kept, fit, job.student.loss_mode)), job.loader(columns)
+
     stage = Stage(
         name="phase1",
         directory=job.directory / "phase1",
-        cell=Distiller(student, teacher, Intermediate(pairs, fit, job.student.loss_mode)),
-        student=student,
-        train=job.loader(),
+        build=build,
         epochs=job.config.td_phase1_epoch_size,
         optim=job.learning.phase(1),
         step=step_config(job.step, job.learning),
@@ -246,7 +289,6 @@ def _phase_two(job: _Job, first: Path) -> tuple[Path, dict[str, float]]:
     weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
     head = {name: getattr(job.teacher.config, name) for name in ("labels", "regression", "relu_before_classifier")}
     student = job.build(weights, weights.config.with_(**head, pooler=True), ("classifier.",))
-    teacher = job.build(job.teacher, job.teacher.config)
     evaluate = None
     if job.dev is not None and job.config.do_eval:
         evaluate = common.Evaluator(student, job.dev, common.eval_buckets(job.buckets, job.dev)).metrics
@@ -255,16 +297,16 @@ def _phase_two(job: _Job, first: Path) -> tuple[Path, dict[str, float]]:
         return _save(job, student, job.directory / name, "phase 2", str(first), found, weights.fit)
 
     learning = job.learning
+
+    def build() -> tuple[Distiller, Loader]:
+        source, columns = job.taught(None, job.build(job.teacher, job.teacher.config))
+        objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.regression)
+        return Distiller(student, source, objective), job.loader(columns)
+
     stage = Stage(
         name="phase2",
         directory=job.directory,
-        cell=Distiller(
-            student,
-            teacher,
-            Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.regression),
-        ),
-        student=student,
-        train=job.loader(),
+        build=build,
         epochs=job.config.td_phase2_epoch_size,
         optim=learning.phase(2),
         step=step_config(job.step, learning),
@@ -291,6 +333,7 @@ def _identity(job: _Job, origin: str) -> dict[str, Any]:
         "do_shuffle": job.config.do_shuffle,
         "temperature": job.learning.temperature,
         "hard_label_weight": job.learning.hard_label_weight,
+        "teacher_cache": job.learning.teacher_cache,
         **asdict(job.student),
         **job.step.identity(),
     }
