@@ -128,8 +128,17 @@ def test_evaluation_counts_every_row_once(student, data, tmp_path):
     cells = [line.split("\t") for line in lines]
     assert len(cells) == 50 and [row[3] for row in cells] == ["no", "yes"] * 25
     assert found["dev"]["accuracy"] == pytest.approx(np.mean([row[1] == row[3] for row in cells]))
+    record = json.loads((student / "best" / "minddistill.json").read_text())
+    assert record["metrics"]["accuracy"] == found["dev"]["accuracy"]
+
+
+def test_evaluation_without_training_says_the_best_acc(student, data, tmp_path, capsys):
     argv = ["--do_train", "false", "--do_eval", "true", "--load_td1_ckpt_path", student / "best"]
-    assert command("task-distill", *argv, "--eval_data_dir", data / "dev") == 0
+    sets = ["--eval_data_dir", f"{data / 'dev'},{data / 'test'}", "--output_dir", tmp_path]
+    assert command("task-distill", *argv, *sets) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert f"The best acc is {found['dev']['accuracy']:.6f}" in capsys.readouterr().out
+    assert (tmp_path / "predictions_test.tsv").is_file()
 
 
 def test_general_distillation_lowers_its_loss_and_feeds_task_distillation(tmp_path, tiny_encoder, data, teacher):

@@ -27,9 +27,14 @@ EVAL_BATCH = 64
 
 
 def read_checked(
-    directory: str, flag_name: str, config: ModelConfig, tokenizer_dir: Path | None, **options: Any
+    directory: str, flag_name: str, config: ModelConfig, tokenizer_dir: Path | None, task: str = "", **options: Any
 ) -> Rows:
     """Read records and see that they fit a model: vocabulary, length, and the tokenizer where both name one.
+
+    Args:
+        flag_name: the flag that named the directory, for messages.
+        task: what `--task_name` says; empty leaves it unchecked.
+        options: of `read_rows`.
 
     Raises:
         UserError: they do not.
@@ -40,6 +45,9 @@ def read_checked(
             f"{directory}: rows of {rows.seq_length} tokens; the model reads at most {config.max_length}; "
             "prepare the records with a smaller --max_seq_length"
         )
+    made_for = rows.meta.get("task", "")
+    if task and made_for and task.lower() != made_for.lower():
+        raise UserError(f"--task_name {task}: the records in {directory} are of {made_for}")
     theirs = rows.meta.get("tokenizer")
     if theirs and tokenizer_dir is not None and any((tokenizer_dir / n).is_file() for n in store.TOKENIZER_FILES[:2]):
         mine = fingerprint(load_tokenizer(tokenizer_dir))

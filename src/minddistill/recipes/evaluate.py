@@ -27,13 +27,17 @@ class Config:
     dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
     output_dir: str = flag("", "where metrics.json and predictions go; empty prints only")
     submission: bool = flag(False, "write GLUE's test file of each record directory into output_dir")
+    task_name: str = flag("", "the records' task; checked where given")
     num_attention_heads: int = flag(12, "attention heads of a .ckpt that has no config.json beside it")
     device_target: Literal["", "Ascend", "GPU", "CPU"] = flag("", "Ascend, GPU or CPU; empty takes the best there is")
     device_id: int = flag(0, "number of the device")
 
 
-def run(config: Config) -> dict[str, dict[str, float]]:
+def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, float]]:
     """Print and return the metrics of each record directory, by its name.
+
+    Args:
+        flag_name: the flag that named the directories, for messages.
 
     Raises:
         UserError: model and records do not go together.
@@ -44,20 +48,21 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     weights = store.read_weights(config.model, config.num_attention_heads)
     if not weights.config.num_labels:
         raise UserError(f"{config.model}: an encoder without a classifier; fine-tune it first (minddistill finetune)")
-    found = {}
-    for directory in filter(None, config.data_dir.split(",")):
-        found[Path(directory).name] = _measure(config, weights, directory)
-    if not found:
-        raise UserError("--data_dir is empty; expected a record directory")
+    directories = [name.strip() for name in config.data_dir.split(",") if name.strip()]
+    if not directories:
+        raise UserError(f"{flag_name} is empty; expected a record directory")
+    if len({Path(directory).name for directory in directories}) < len(directories):
+        raise UserError(f"{flag_name} {config.data_dir}: two directories of one name; evaluate them one by one")
+    found = {Path(name).name: _measure(config, weights, name, flag_name) for name in directories}
     if config.output_dir:
         write_json(Path(config.output_dir) / "metrics.json", found)
     return found
 
 
-def _measure(config: Config, weights: store.Weights, directory: str) -> dict[str, float]:
+def _measure(config: Config, weights: store.Weights, directory: str, flag_name: str) -> dict[str, float]:
     options = {"kind": config.dataset_type, "schema_file": config.schema_dir}
     shape = weights.config
-    rows = common.read_checked(directory, "--data_dir", shape, weights.directory, **options)
+    rows = common.read_checked(directory, flag_name, shape, weights.directory, config.task_name, **options)
     aligned = common.align_labels(weights, [] if shape.regression else rows.meta.get("labels", []), print)
     if not shape.regression:
         rows.check_classes(aligned.config.num_labels)

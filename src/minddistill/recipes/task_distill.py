@@ -20,7 +20,7 @@ from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel
 from ..train.optim import OptimConfig
-from . import common, teacher_cache
+from . import common, evaluate, teacher_cache
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
 from .stage import Stage, open_run, run_stage
 
@@ -44,7 +44,9 @@ class Config:
     load_gd_ckpt_path: str = flag("", "the student after general distillation: model directory or .ckpt")
     load_td1_ckpt_path: str = flag("", "the student after phase 1, which is then skipped; or the model to evaluate")
     train_data_dir: str = flag("", "record directory to train on")
-    eval_data_dir: str = flag("", "record directory to evaluate on")
+    eval_data_dir: str = flag(
+        "", "record directory to evaluate on; of several, with commas, the first selects the best"
+    )
     task_name: str = flag("", "the records' task: SST-2, QNLI, MNLI or any other of the table; checked where given")
     schema_dir: str = flag("", "path of the schema file; the record directories' own by default")
     dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
@@ -159,11 +161,11 @@ def run(
     Raises:
         UserError: flags, records and models do not go together.
     """
-    run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
     if not config.do_train and not config.do_eval:
         raise UserError("--do_train false and --do_eval false: nothing to do; set one of them true")
     if not config.do_train:
-        return _evaluate(config, learning, student)
+        return _evaluate(config, learning, config.load_td1_ckpt_path, run_flags.output_dir)
+    run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
     directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags])
     try:
         job = _prepare(config, learning, student, run_flags, step_flags, directory, log)
@@ -171,6 +173,8 @@ def run(
         result = _phase_two(job, first)
         if learning.teacher_cache == "auto":
             shutil.rmtree(job.caches, ignore_errors=True)  # it may be large, and this run does not need it again
+        if config.do_eval and "," in config.eval_data_dir:
+            _evaluate(config, learning, str(result[0]), str(directory / "evaluation"))
         return result
     finally:
         log.close()
@@ -194,7 +198,9 @@ def _prepare(
     weights = common.align_labels(weights, _labels(train), log.line)
     if not weights.config.num_labels:
         raise UserError(f"{weights.source}: an encoder without a classifier; fine-tune it first (minddistill finetune)")
-    dev = _read(config, config.eval_data_dir, "--eval_data_dir", weights) if config.eval_data_dir else None
+    # The first of several (MNLI's matched and mismatched) selects the best student.
+    first = config.eval_data_dir.split(",")[0]
+    dev = _read(config, first, "--eval_data_dir", weights) if first else None
     if not weights.config.regression:
         for rows in filter(None, (train, dev)):
             rows.check_classes(weights.config.num_labels)
@@ -213,18 +219,15 @@ def _labels(rows: Rows) -> list[str]:
 
 
 def _read(config: Config, directory: str, name: str, weights: store.Weights) -> Rows:
-    rows = common.read_checked(
+    return common.read_checked(
         directory,
         name,
         weights.config,
         weights.directory,
+        config.task_name,
         kind=config.dataset_type,
         schema_file=config.schema_dir,
     )
-    task = rows.meta.get("task", "")
-    if config.task_name and task and config.task_name.lower() != task.lower():
-        raise UserError(f"--task_name {config.task_name}: the records in {directory} are of {task}")
-    return rows
 
 
 def _first_student(job: _Job) -> tuple[TextModel, Mapping[str, Any], str]:
@@ -360,19 +363,28 @@ def _save(
     )
 
 
-def _evaluate(config: Config, learning: Learning, student: StudentFlags) -> tuple[Path, dict[str, float]]:
-    runtime.start(config.device_target, config.device_id)
-    if not config.load_td1_ckpt_path:
+def _evaluate(config: Config, learning: Learning, model: str, output_dir: str) -> tuple[Path, dict[str, float]]:
+    """Measure a model on every directory of `--eval_data_dir`; the first one's metrics are returned."""
+    if not model:
         raise UserError("--do_train false: --load_td1_ckpt_path is empty; expected the student to evaluate")
-    weights = store.read_weights(config.load_td1_ckpt_path, student.num_attention_heads or 12)
-    rows = _read(config, config.eval_data_dir, "--eval_data_dir", weights)
-    weights = common.align_labels(weights, _labels(rows), print)
-    if not weights.config.regression:
-        rows.check_classes(weights.config.num_labels)
-    found = common.Evaluator(store.build(weights), rows).metrics()
-    print(f"The best acc is {next(iter(found.values())):.6f}")
-    print(", ".join(f"{name} {value:.6f}" for name, value in found.items()))
-    return weights.source, found
+    found = evaluate.run(
+        evaluate.Config(
+            model=model,
+            data_dir=config.eval_data_dir,
+            schema_dir=config.schema_dir,
+            dataset_type=config.dataset_type,
+            output_dir=output_dir,
+            task_name=config.task_name,
+            num_attention_heads=learning.teacher_num_attention_heads,
+            device_target=config.device_target,
+            device_id=config.device_id,
+        ),
+        "--eval_data_dir",
+    )
+    first = next(iter(found.values()))
+    if first:
+        print(f"The best acc is {next(iter(first.values())):.6f}")
+    return Path(model), first
 
 
 def main(argv: list[str] | None = None) -> None:
