@@ -120,6 +120,25 @@ def test_second_phase_reads_the_logits_that_the_first_one_cached(student):
     assert log.count("Teacher cache: written") == 1 and log.count("Teacher cache: reading") == 1
 
 
+def test_student_learns_from_a_cache_without_the_teacher(data, teacher, tmp_path, capsys):
+    caches = tmp_path / "caches"
+    sets = ["--train_data_dir", data / "train", "--eval_data_dir", data / "dev", "--buckets", "off"]
+    size = ["--student", "test-2l-32", "--teacher_cache", caches]
+    assert command("cache-teacher", "--load_teacher_ckpt_path", teacher, *sets, *size) == 0
+    short = ["--teacher_cache", caches, "--init_from_teacher", "", "--td_phase1_epoch_size", 1]
+    short += ["--td_phase2_epoch_size", 1]
+    assert distil(data, "", tmp_path / "without", *short) == 0
+    assert distil(data, teacher, tmp_path / "with", *short) == 0
+    weights = [(tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("without", "with")]
+    assert weights[0] == weights[1]
+    next(caches.glob("*/shard_00000.bin")).unlink()
+    capsys.readouterr()
+    assert distil(data, "", tmp_path / "missing", *short) == 2
+    assert "1 of 1 shards are missing, and the teacher is not here" in capsys.readouterr().err
+    assert distil(data, "", tmp_path / "layers", *short[:2], "--init_from_teacher", "1,3") == 2
+    assert "has no weights" in capsys.readouterr().err
+
+
 def test_evaluation_counts_every_row_once(student, data, tmp_path):
     flags = ["--model", student / "best", "--data_dir", f"{data / 'dev'},{data / 'test'}", "--output_dir", tmp_path]
     assert command("evaluate", *flags) == 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,31 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 FIT_FILE = "fit_dense.safetensors"
+OUTLINE_FILE = "outline.json"
 
 
 @dataclass
 class Weights:
-    """A model read from disk: its configuration, arrays by our paths, and what came with it."""
+    """A model read from disk: its configuration, arrays by our paths, and what came with it.
+
+    An outline is a model of which only configuration and tokenizer are here, with the fingerprint of its arrays: it
+    stands for a teacher whose outputs are in a cache.
+    """
 
     config: ModelConfig
     values: dict[str, np.ndarray]
     source: Path
     fit: dict[str, np.ndarray] = field(default_factory=dict)
+    outline: str = ""
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of the configuration and the arrays."""
+        if self.outline:
+            return self.outline
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True, default=str).encode())
+        for path in sorted(self.values):
+            digest.update(np.ascontiguousarray(self.values[path]))
+        return digest.hexdigest()[:16]
 
     @property
     def directory(self) -> Path:
@@ -58,6 +75,10 @@ def read_weights(path: str | Path, heads: int = 12) -> Weights:
     """
     path = model_path(path)
     recover_directory(path)
+    if (path / OUTLINE_FILE).is_file():
+        config = hub.config_from_hf(_object(path / "config.json"), str(path / "config.json"))
+        known = _object(path / OUTLINE_FILE)
+        return Weights(config.with_(pooler=bool(config.labels)), {}, path, {}, str(known["teacher"]))
     if path.is_dir():
         return _read_directory(path, hub.weight_files(path))
     if not path.exists():
@@ -139,6 +160,8 @@ def build(
     Raises:
         UserError: weights and configuration do not fit, or the masked-LM head is missing.
     """
+    if weights.outline:
+        raise UserError(f"{weights.source}: the outline of a teacher, without its weights; they are needed here")
     config = config or weights.config
     values = dict(weights.values)
     head = ""
@@ -218,6 +241,20 @@ def save(
     return directory
 
 
+def save_outline(directory: Path, weights: Weights) -> Path:
+    """Write what a student needs to know of its teacher, without the weights."""
+
+    def fill(part: Path) -> None:
+        write_json(part / "config.json", hub.config_to_hf(weights.config))
+        write_json(part / OUTLINE_FILE, {"teacher": weights.fingerprint(), "source": str(weights.source)})
+        for name in TOKENIZER_FILES:
+            if (weights.directory / name).is_file():
+                shutil.copyfile(weights.directory / name, part / name)
+
+    replace_directory(directory, fill)
+    return directory
+
+
 def _card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str:
     lines = [
         f"# {name}",
@@ -243,6 +280,8 @@ def from_layers(weights: Weights, config: ModelConfig, layers: list[int]) -> Wei
     Raises:
         UserError: a layer does not exist, their number is not the student's, or the widths differ.
     """
+    if weights.outline:
+        raise UserError(f"--init_from_teacher: {weights.source} has no weights; give --load_gd_ckpt_path")
     teacher = weights.config
     if len(layers) != config.num_hidden_layers:
         raise UserError(

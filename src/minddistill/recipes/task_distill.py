@@ -76,7 +76,7 @@ class Learning(OptimFlags):
 
 
 @dataclass
-class _Job:
+class Job:
     """What the phases share."""
 
     config: Config
@@ -108,23 +108,29 @@ class _Job:
         setting = self.learning.teacher_cache
         return self.directory / "teacher_cache" if setting == "auto" else Path(setting)
 
-    def taught(self, pairs: LayerMap | None, teacher: TextModel) -> tuple[TextModel | CachedTeacher, Callable | None]:
+    def built_teacher(self) -> TextModel | None:
+        """The teacher, or None where only its outline is here."""
+        return None if self.teacher.outline else self.build(self.teacher, self.teacher.config)
+
+    def taught(
+        self, pairs: LayerMap | None, teacher: TextModel | None
+    ) -> tuple[TextModel | CachedTeacher, Callable | None]:
         """What a phase learns from, the teacher or its cache, and the columns that a cache adds to the batches.
 
         Args:
             pairs: of phase 1; None for phase 2, which reads the logits of phase 1's cache where there is one.
         """
         setting, config = self.learning.teacher_cache, self.config
-        if setting == "off":
+        if setting == "off" and teacher is not None:
             return teacher, None
-        types = runtime.precision(self.step.compute_type, self.step.dtype, self.place.device)
-        owner = teacher_cache.identity(self.teacher, self.train, types | {"asked": self.step.compute_type})
+        types = {"compute_type": self.step.compute_type, "dtype": self.step.dtype}
+        owner = teacher_cache.identity(self.teacher, self.train, types, self.caches)
         epochs = config.td_phase2_epoch_size + (config.td_phase1_epoch_size if pairs else 0)
         layout = teacher_cache.layout_of(self.teacher.config, pairs)
         if pairs is None:
             layout = teacher_cache.begun(self.caches, owner) or layout
         started = teacher_cache.path_of(self.caches, owner, layout).is_dir()
-        if setting == "auto" and not started:
+        if setting == "auto" and teacher is not None and not started:
             if not teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line):
                 return teacher, None
         cache = teacher_cache.filled(
@@ -168,7 +174,7 @@ def run(
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
     directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags])
     try:
-        job = _prepare(config, learning, student, run_flags, step_flags, directory, log)
+        job = prepare(config, learning, student, run_flags, step_flags, directory, log)
         first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else _phase_one(job)
         result = _phase_two(job, first)
         if learning.teacher_cache == "auto":
@@ -180,7 +186,7 @@ def run(
         log.close()
 
 
-def _prepare(
+def prepare(
     config: Config,
     learning: Learning,
     student: StudentFlags,
@@ -188,9 +194,15 @@ def _prepare(
     step_flags: StepFlags,
     directory: Path,
     log: Any,
-) -> _Job:
+) -> Job:
+    """Read and check what the flags name, teacher and records first.
+
+    Raises:
+        UserError: they do not go together.
+    """
     place = runtime.start(config.device_target, config.device_id)
     common.note_data_sink(config.enable_data_sink, place, log)
+    config.load_teacher_ckpt_path = config.load_teacher_ckpt_path or teacher_cache.outline_in(learning.teacher_cache)
     if not config.load_teacher_ckpt_path:
         raise UserError("--load_teacher_ckpt_path is empty; expected the fine-tuned teacher's directory or .ckpt")
     weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
@@ -211,7 +223,7 @@ def _prepare(
             f"{train.directory}: rows of {train.seq_length} tokens, --seq_length is {student.seq_length}; make them agree"
         )
     buckets = common.buckets_for(step_flags.buckets, train, student.loss_mode == "reference")
-    return _Job(config, learning, student, run_flags, step_flags, place, directory, log, weights, train, dev, buckets)
+    return Job(config, learning, student, run_flags, step_flags, place, directory, log, weights, train, dev, buckets)
 
 
 def _labels(rows: Rows) -> list[str]:
@@ -230,7 +242,7 @@ def _read(config: Config, directory: str, name: str, weights: store.Weights) -> 
     )
 
 
-def _first_student(job: _Job) -> tuple[TextModel, Mapping[str, Any], str]:
+def _first_student(job: Job) -> tuple[TextModel, Mapping[str, Any], str]:
     """The student that phase 1 starts from, its projection if it brings one, and where it comes from."""
     wanted = job.student.config(job.teacher.config)
     head = {name: getattr(job.teacher.config, name) for name in ("labels", "regression", "relu_before_classifier")}
@@ -251,12 +263,12 @@ def _first_student(job: _Job) -> tuple[TextModel, Mapping[str, Any], str]:
     return model, {}, "random weights"
 
 
-def _phase_one(job: _Job) -> Path:
+def _phase_one(job: Job) -> Path:
     student, carried, origin = _first_student(job)
     pairs = layer_map(job.student.layer_map, student.config.num_hidden_layers, job.teacher.config.num_hidden_layers)
     check_heads(pairs, student.config.num_attention_heads, job.teacher.config.num_attention_heads)
-    teacher = job.build(job.teacher, job.teacher.config)
-    if job.dev is not None:
+    teacher = job.built_teacher()
+    if job.dev is not None and teacher is not None:
         shapes = common.eval_buckets(job.buckets, job.dev)
         common.check_teacher(teacher, job.dev, shapes, job.learning.allow_weak_teacher, job.log.line)
     fit = common.fit_dense(job.student.fit_dense, student.config, job.teacher.config, pairs, carried, job.run.seed)
@@ -288,7 +300,7 @@ def _phase_one(job: _Job) -> Path:
     return run_stage(stage)[0]
 
 
-def _phase_two(job: _Job, first: Path) -> tuple[Path, dict[str, float]]:
+def _phase_two(job: Job, first: Path) -> tuple[Path, dict[str, float]]:
     weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
     head = {name: getattr(job.teacher.config, name) for name in ("labels", "regression", "relu_before_classifier")}
     student = job.build(weights, weights.config.with_(**head, pooler=True), ("classifier.",))
@@ -302,7 +314,7 @@ def _phase_two(job: _Job, first: Path) -> tuple[Path, dict[str, float]]:
     learning = job.learning
 
     def build() -> tuple[Distiller, Loader]:
-        source, columns = job.taught(None, job.build(job.teacher, job.teacher.config))
+        source, columns = job.taught(None, job.built_teacher())
         objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.regression)
         return Distiller(student, source, objective), job.loader(columns)
 
@@ -326,7 +338,7 @@ def _phase_two(job: _Job, first: Path) -> tuple[Path, dict[str, float]]:
     return run_stage(stage)
 
 
-def _identity(job: _Job, origin: str) -> dict[str, Any]:
+def _identity(job: Job, origin: str) -> dict[str, Any]:
     return {
         "teacher": str(job.config.load_teacher_ckpt_path),
         "train": str(job.config.train_data_dir),
@@ -343,7 +355,7 @@ def _identity(job: _Job, origin: str) -> dict[str, Any]:
 
 
 def _save(
-    job: _Job,
+    job: Job,
     model: TextModel,
     directory: Path,
     phase: str,

@@ -7,7 +7,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,14 @@ from ..data.loader import Loader
 from ..data.records import Rows
 from ..data.teacher_cache import NOTE, Layout, TeacherCache
 from ..distill.layer_map import LayerMap
+from ..errors import UserError
 from ..files import read_json
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel, outputs_function
 from .common import EVAL_BATCH
 
+SETTINGS = ("auto", "off")  # of --teacher_cache, besides a directory
 _MOST_OF_FREE_DISK = 0.5
 
 
@@ -41,16 +42,40 @@ def pays(layout: Layout, rows: Rows, epochs: int, output_dir: Path, say: Callabl
     return False
 
 
-def identity(teacher: store.Weights, rows: Rows, types: dict[str, Any]) -> dict[str, Any]:
-    """What a cache belongs to: the teacher's weights and shape, the rows, and the types it was computed in."""
-    digest = hashlib.sha256(json.dumps(asdict(teacher.config), sort_keys=True, default=str).encode())
-    for path in sorted(teacher.values):
-        digest.update(np.ascontiguousarray(teacher.values[path]))
-    return {
-        "teacher": digest.hexdigest()[:16],
-        "rows": rows.fingerprint(),
-        "types": {k: str(v) for k, v in types.items()},
-    }
+def identity(teacher: store.Weights, rows: Rows, types: dict[str, str], caches: Path) -> dict[str, Any]:
+    """What a cache belongs to: the teacher's weights and shape, the rows, and the types it was computed in.
+
+    Args:
+        types: the options `compute_type` and `dtype`. A teacher that is only an outline was computed elsewhere, and the
+            types of what is found under `caches` stand.
+
+    Raises:
+        UserError: the outline's cache holds other rows.
+    """
+    mine = {"teacher": teacher.fingerprint(), "rows": rows.fingerprint()}
+    if not teacher.outline:
+        return mine | {"types": types}
+    for note in sorted(caches.glob(f"*/{NOTE}")):
+        known = read_json(note, "the note of a teacher cache")
+        if {name: known.get(name) for name in mine} == mine:
+            return mine | {"types": known["types"]}
+    raise UserError(
+        f"{caches}: holds nothing of the teacher {teacher.source} for the rows of {rows.directory}; "
+        "run minddistill cache-teacher on these records where the teacher is"
+    )
+
+
+def outline_in(caches: str) -> str:
+    """The outline of the only teacher under a directory of caches, or "".
+
+    Raises:
+        UserError: there are several.
+    """
+    found = sorted(Path(caches).glob(f"teacher_*/{store.OUTLINE_FILE}")) if caches not in SETTINGS else []
+    if len(found) > 1:
+        names = ", ".join(str(note.parent) for note in found)
+        raise UserError(f"--teacher_cache {caches}: of several teachers; give one as --load_teacher_ckpt_path: {names}")
+    return str(found[0].parent) if found else ""
 
 
 def begun(caches: Path, owner: dict[str, Any]) -> Layout | None:
@@ -77,7 +102,7 @@ def filled(
     layout: Layout,
     rows: Rows,
     owner: dict[str, Any],
-    teacher: TextModel,
+    teacher: TextModel | None,
     buckets: list[int],
     epochs: int,
     say: Callable[[str], None],
@@ -86,7 +111,10 @@ def filled(
 
     Args:
         owner: from `identity`.
-        teacher: what computes the missing outputs.
+        teacher: what computes the missing outputs; None where only its outline is here.
+
+    Raises:
+        UserError: outputs are missing, and so is the teacher.
     """
     cache = TeacherCache(path_of(caches, owner, layout), layout, rows.length, owner)
     missing, dropped = cache.missing()
@@ -95,6 +123,11 @@ def filled(
     if not missing:
         say(f"Teacher cache: reading {cache.directory}")
         return cache
+    if teacher is None:
+        raise UserError(
+            f"{cache.directory}: {len(missing)} of {len(cache.shards)} shards are missing, and the teacher is not here; "
+            "run minddistill cache-teacher with the same records, student and layer map, or copy the whole cache"
+        )
     size = layout.bytes(rows.length) / 1e9
     say(f"Teacher cache: writing {size:.2f} GB to {cache.directory}, {len(missing)} of {len(cache.shards)} shards")
     forward = outputs_function(teacher, layout.hidden, layout.attention, bool(layout.classes))

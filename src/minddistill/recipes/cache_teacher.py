@@ -1,0 +1,58 @@
+"""Compute a teacher's outputs ahead, so that its student can be trained where the teacher is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import numbers, parse
+from ..distill.layer_map import layer_map
+from ..distill.objectives import check_heads
+from ..errors import UserError
+from ..models import store
+from . import common, teacher_cache
+from .flags import RunFlags, StepFlags, StudentFlags
+from .stage import open_run
+from .task_distill import Config, Learning, prepare
+
+
+def run(config: Config, learning: Learning, student: StudentFlags, run_flags: RunFlags, step_flags: StepFlags) -> Path:
+    """Fill the directory of `--teacher_cache` and return the teacher's outline in it.
+
+    The flags are those of task distillation: records, student and layer map say what is kept. With
+    `--td_phase1_epoch_size 0` only the logits are, which is what phase 2 needs.
+
+    Raises:
+        UserError: `--teacher_cache` names no directory, or flags, records and teacher do not go together.
+    """
+    if learning.teacher_cache in teacher_cache.SETTINGS:
+        raise UserError(f"--teacher_cache {learning.teacher_cache}: expected the directory to write")
+    caches = Path(learning.teacher_cache)
+    run_flags.output_dir = run_flags.output_dir or str(caches)
+    config.do_eval = bool(config.eval_data_dir)
+    directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags])
+    try:
+        job = prepare(config, learning, student, run_flags, step_flags, directory, log)
+        teacher = job.build(job.teacher, job.teacher.config)
+        if job.dev is not None:
+            shapes = common.eval_buckets(job.buckets, job.dev)
+            common.check_teacher(teacher, job.dev, shapes, learning.allow_weak_teacher, log.line)
+        pairs = None
+        if config.td_phase1_epoch_size:
+            wanted = student.config(job.teacher.config)
+            layers = wanted.num_hidden_layers
+            if student.init_from_teacher and not student.num_hidden_layers:
+                layers = len(numbers(student.init_from_teacher, "--init_from_teacher"))
+            pairs = layer_map(student.layer_map, layers, job.teacher.config.num_hidden_layers)
+            check_heads(pairs, wanted.num_attention_heads, job.teacher.config.num_attention_heads)
+        job.taught(pairs, teacher)
+        outline = store.save_outline(caches / f"teacher_{job.teacher.fingerprint()}", job.teacher)
+        log.line(f"Task distillation runs without the teacher: --teacher_cache {caches} (its outline is {outline})")
+        return outline
+    finally:
+        log.close()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of `minddistill cache-teacher`."""
+    groups = [Config, Learning, StudentFlags, RunFlags, StepFlags]
+    run(*parse("minddistill cache-teacher", "Keep a teacher's outputs for task distillation.", groups, argv))
