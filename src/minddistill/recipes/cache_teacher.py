@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import numbers, parse
+from ..config import parse
 from ..distill.layer_map import layer_map
 from ..distill.objectives import check_heads
 from ..errors import UserError
@@ -39,10 +39,7 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
         pairs = None
         if config.td_phase1_epoch_size:
             wanted = student.config(job.teacher.config)
-            layers = wanted.num_hidden_layers
-            if student.init_from_teacher and not student.num_hidden_layers:
-                layers = len(numbers(student.init_from_teacher, "--init_from_teacher"))
-            pairs = layer_map(student.layer_map, layers, job.teacher.config.num_hidden_layers)
+            pairs = layer_map(student.layer_map, wanted.num_hidden_layers, job.teacher.config.num_hidden_layers)
             check_heads(pairs, wanted.num_attention_heads, job.teacher.config.num_attention_heads)
         job.taught(pairs, teacher)
         outline = store.save_outline(caches / f"teacher_{job.teacher.fingerprint()}", job.teacher)

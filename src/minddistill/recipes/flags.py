@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..config import flag
+from ..config import flag, numbers
 from ..errors import UserError
 from ..models.config import ModelConfig
 from ..models.presets import preset
@@ -98,7 +98,7 @@ class StudentFlags:
     )
 
     def config(self, teacher: ModelConfig) -> ModelConfig:
-        """The student's configuration; vocabulary and padding are the teacher's."""
+        """The student's configuration; vocabulary and padding are the teacher's, depth that of `init_from_teacher`."""
         base = preset(self.student)
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         changes: dict[str, Any] = {name: getattr(self, name) for name in sizes if getattr(self, name)}
@@ -112,6 +112,8 @@ class StudentFlags:
             "use_relative_positions",
         )
         changes |= {name: getattr(self, name) for name in taken}
+        if self.init_from_teacher and not self.num_hidden_layers:
+            changes["num_hidden_layers"] = len(numbers(self.init_from_teacher, "--init_from_teacher"))
         if self.init_from_teacher or teacher.family != "bert":
             # The student is of the teacher's family, so that its embeddings mean the same.
             for name in ("family", "type_vocab_size", "max_position_embeddings", "hidden_act", "layer_norm_eps"):

@@ -97,9 +97,6 @@ def _run(
         labelled=False,
     )
     wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler)
-    if student_flags.init_from_teacher and not student_flags.num_hidden_layers:
-        layers = numbers(student_flags.init_from_teacher, "--init_from_teacher")
-        wanted = wanted.with_(num_hidden_layers=len(layers))
     pairs = layer_map(student_flags.layer_map, wanted.num_hidden_layers, weights.config.num_hidden_layers)
     check_heads(pairs, wanted.num_attention_heads, weights.config.num_attention_heads)
     types = runtime.precision(step_flags.compute_type, step_flags.dtype, place.device)

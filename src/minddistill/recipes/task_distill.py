@@ -103,6 +103,12 @@ class Job:
         )
 
     @property
+    def head(self) -> dict[str, Any]:
+        """What the student's head has from its teacher."""
+        taken = ("labels", "regression", "relu_before_classifier")
+        return {name: getattr(self.teacher.config, name) for name in taken} | {"pooler": True}
+
+    @property
     def caches(self) -> Path:
         """Where caches of the teacher's outputs are."""
         setting = self.learning.teacher_cache
@@ -245,21 +251,18 @@ def _read(config: Config, directory: str, name: str, weights: store.Weights) -> 
 def _first_student(job: Job) -> tuple[TextModel, Mapping[str, Any], str]:
     """The student that phase 1 starts from, its projection if it brings one, and where it comes from."""
     wanted = job.student.config(job.teacher.config)
-    head = {name: getattr(job.teacher.config, name) for name in ("labels", "regression", "relu_before_classifier")}
     heads = ("classifier.", "pooler.")
     if job.config.load_gd_ckpt_path:
         if job.student.init_from_teacher:
             raise UserError("--init_from_teacher and --load_gd_ckpt_path: two starting points; give one of them")
         weights = store.read_weights(job.config.load_gd_ckpt_path, wanted.num_attention_heads)
-        return job.build(weights, weights.config.with_(**head, pooler=True), heads), weights.fit, str(weights.source)
+        return job.build(weights, weights.config.with_(**job.head), heads), weights.fit, str(weights.source)
     if job.student.init_from_teacher:
         layers = numbers(job.student.init_from_teacher, "--init_from_teacher")
-        if not job.student.num_hidden_layers:
-            wanted = wanted.with_(num_hidden_layers=len(layers))
-        weights = store.from_layers(job.teacher, wanted.with_(**head, pooler=True), layers)
+        weights = store.from_layers(job.teacher, wanted.with_(**job.head), layers)
         return job.build(weights, weights.config, heads), {}, f"layers {job.student.init_from_teacher} of the teacher"
     types = runtime.precision(job.step.compute_type, job.step.dtype, job.place.device)
-    model = store.new(wanted.with_(**head, pooler=True), job.run.seed, **types)
+    model = store.new(wanted.with_(**job.head), job.run.seed, **types)
     return model, {}, "random weights"
 
 
@@ -302,8 +305,7 @@ def _phase_one(job: Job) -> Path:
 
 def _phase_two(job: Job, first: Path) -> tuple[Path, dict[str, float]]:
     weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
-    head = {name: getattr(job.teacher.config, name) for name in ("labels", "regression", "relu_before_classifier")}
-    student = job.build(weights, weights.config.with_(**head, pooler=True), ("classifier.",))
+    student = job.build(weights, weights.config.with_(**job.head), ("classifier.",))
     evaluate = None
     if job.dev is not None and job.config.do_eval:
         evaluate = common.Evaluator(student, job.dev, common.eval_buckets(job.buckets, job.dev)).metrics
