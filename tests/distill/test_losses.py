@@ -88,7 +88,7 @@ def test_padding_changes_the_reference_loss_and_not_the_masked_one(mode):
         batch = {"input_mask": Tensor(mask), "weight": tensor(np.ones(3))}
         objective = Intermediate(layer_map("0", 1, 2), fit, mode)
         loss, terms = objective(ms.mutable(batch), ms.mutable(student), ms.mutable(teacher))
-        assert set(terms) == {"attention_loss", "hidden_loss"}
+        assert len(terms) == len(objective.terms) == 2
         found.append(float(loss.asnumpy()))
     assert (abs(found[0] - found[1]) < 1e-6) == (mode == "masked")
 
@@ -99,7 +99,7 @@ def test_prediction_mixes_labels_in_by_weight():
     soft = float(Prediction()(*map(ms.mutable, (batch, student, teacher)))[0].asnumpy())
     loss, terms = Prediction(hard_weight=0.25)(*map(ms.mutable, (batch, student, teacher)))
     hard = np.log1p(np.exp(1))
-    assert float(terms["hard_loss"].asnumpy()) == pytest.approx(hard, rel=2e-6)
+    assert float(terms[1].asnumpy()) == pytest.approx(hard, rel=2e-6)
     assert float(loss.asnumpy()) == pytest.approx(0.75 * soft + 0.25 * hard, rel=2e-6)
 
 

@@ -39,7 +39,7 @@ def test_live_and_cached_teacher_give_the_same_losses(tmp_path):
     layout = teacher_cache.layout_of(teacher.config, pairs)
     said: list[str] = []
     cache = teacher_cache.filled(tmp_path, layout, rows, {"teacher": "x"}, teacher, [8, 16], 2, said.append)
-    assert "saved over 2 epochs" in said[-1]
+    assert "2 epochs are to save" in said[-2] and "written" in said[-1]
     again = teacher_cache.filled(tmp_path, layout, rows, {"teacher": "x"}, None, [8, 16], 2, said.append)
     assert said[-1].startswith("Teacher cache: reading") and again.directory == cache.directory
 

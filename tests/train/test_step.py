@@ -5,13 +5,19 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
+from minddistill.distill.distiller import Distiller
+from minddistill.distill.objectives import Labels
 from minddistill.errors import UserError
+from minddistill.models import store
+from minddistill.models.presets import preset
 from minddistill.train.optim import OptimConfig, Schedule, build_optimizer
 from minddistill.train.step import LossScale, StepConfig, build_step
 
 
 class Line(nn.Cell):
     """Loss mean(x w) + bias, whose gradient by w is the mean of x."""
+
+    terms = ("line",)
 
     def __init__(self):
         super().__init__()
@@ -20,7 +26,7 @@ class Line(nn.Cell):
 
     def construct(self, batch, step):
         loss = (batch["x"] * self.weight).sum(1).mean() + self.bias.sum()
-        return loss, {"line": loss}
+        return loss, (loss,)
 
 
 def built(step_config, **optim):
@@ -113,3 +119,24 @@ def test_schedules(schedule, expected):
 def test_impossible_optimisers_are_refused(wrong):
     with pytest.raises(UserError):
         OptimConfig(**{"learning_rate": 1e-4} | wrong)
+
+
+def test_accumulated_micro_batches_move_a_model_as_their_union_does():
+    generator = np.random.default_rng(0)
+    ids = generator.integers(5, 40, (4, 8)).astype(np.int32)
+    whole = {"input_ids": ids, "input_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
+    whole |= {"row": np.arange(4, dtype=np.int32), "weight": np.ones(4, np.float32)}
+    whole["label_ids"] = np.array([0, 1, 1, 0], np.int32)
+    moved = []
+    for accumulate in (1, 2):
+        config = preset("test-2l-32").with_(vocab_size=40, labels=("no", "yes"), pooler=True)
+        model = store.new(config, seed=3)
+        cell = Distiller(model, None, Labels())
+        optimizer = build_optimizer(cell.trained(), OptimConfig(1e-3, schedule="constant"), total_steps=1)
+        step = build_step(cell, optimizer, LossScale(256.0, 2, 50), StepConfig(accumulate=accumulate))
+        for part in np.array_split(np.arange(4), accumulate):
+            batch = {name: Tensor(value[part]) for name, value in whole.items()}
+            _, _, overflow, _ = step(batch, bool(part[-1] == 3))
+        assert not overflow.asnumpy()
+        moved.append(model.classifier.weight.asnumpy())
+    np.testing.assert_allclose(moved[1], moved[0], atol=2e-6)

@@ -29,7 +29,7 @@ class CachedTeacher(nn.Cell):
 
 
 class Distiller(nn.Cell):
-    """Maps a batch to (loss, terms).
+    """Maps a batch to the loss and its parts, named by `terms`.
 
     The teacher is called without a step and so never drops anything out; its parameters take no gradient. Parts of
     it that the objective does not ask for are not computed: graph mode removes them.
@@ -43,13 +43,14 @@ class Distiller(nn.Cell):
     def __init__(self, student: nn.Cell, teacher: nn.Cell | None, objective: nn.Cell):
         super().__init__()
         self.student, self.teacher, self.objective = student, teacher, objective
+        self.terms = objective.terms
         student.set_train(True)
         if teacher is not None:
             teacher.set_train(False)
             for parameter in teacher.get_parameters():
                 parameter.requires_grad = False
 
-    def construct(self, batch: dict, step: Tensor) -> tuple[Tensor, dict]:
+    def construct(self, batch: dict, step: Tensor) -> tuple[Tensor, tuple]:
         taught = {} if self.teacher is None else self.teacher(batch)
         return self.objective(batch, self.student(batch, step), taught)
 

@@ -1,4 +1,8 @@
-"""What a student is trained for: cells that map a batch and outputs to (loss, terms). They know outputs, not models."""
+"""What a student is trained for. They know outputs, not models.
+
+An objective is a cell that maps (batch, student outputs, teacher outputs) to the loss and a tuple of its parts, which
+its attribute `terms` names. (A dict that leaves a compiled function makes MindSpore run all of it as dynamic types.)
+"""
 
 from __future__ import annotations
 
@@ -60,6 +64,7 @@ class Intermediate(nn.Cell):
     """
 
     needs_head = False
+    terms = ("attention_loss", "hidden_loss")
 
     def __init__(self, layers: LayerMap, fit: FitDense, mode: str = "masked"):
         super().__init__()
@@ -70,7 +75,7 @@ class Intermediate(nn.Cell):
         self.attention_loss = losses.attention_mse_reference if reference else losses.attention_mse
         self.hidden_loss = losses.hidden_mse_reference if reference else losses.hidden_mse
 
-    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, dict]:
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
         mask, weight = batch["input_mask"], batch["weight"]
         attention = Tensor(0.0, ms.float32)
         for mine, theirs in self.attention_pairs:
@@ -80,7 +85,7 @@ class Intermediate(nn.Cell):
         for mine, theirs in self.hidden_pairs:
             projected = self.fit(student["hidden"][mine], mine)
             hidden = hidden + self.hidden_loss(projected, teacher["hidden"][theirs].astype(ms.float32), mask, weight)
-        return attention + hidden, {"attention_loss": attention, "hidden_loss": hidden}
+        return attention + hidden, (attention, hidden)
 
 
 class Prediction(nn.Cell):
@@ -101,34 +106,36 @@ class Prediction(nn.Cell):
         if not 0 <= hard_weight <= 1:
             raise UserError(f"--hard_label_weight {hard_weight}: expected a number from 0 to 1")
         self.temperature, self.hard_weight, self.regression = temperature, hard_weight, regression
+        self.terms = ("soft_loss", "hard_loss") if hard_weight else ("soft_loss",)
 
-    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, dict]:
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
         weight = batch["weight"]
         if self.regression:
             soft = losses.squared_error(student["logits"], ops.stop_gradient(teacher["logits"]).reshape(-1), weight)
         else:
             soft = losses.soft_cross_entropy(student["logits"], teacher["logits"], self.temperature, weight)
         if self.hard_weight == 0:
-            return soft, {"soft_loss": soft}
+            return soft, (soft,)
         if self.regression:
             hard = losses.squared_error(student["logits"], batch["label_ids"], weight)
         else:
             hard = losses.cross_entropy(student["logits"], batch["label_ids"], weight)
-        return (1 - self.hard_weight) * soft + self.hard_weight * hard, {"soft_loss": soft, "hard_loss": hard}
+        return (1 - self.hard_weight) * soft + self.hard_weight * hard, (soft, hard)
 
 
 class Labels(nn.Cell):
     """The labels alone: fine-tuning of a teacher."""
 
     needs_head = True
+    terms = ("label_loss",)
 
     def __init__(self, regression: bool = False):
         super().__init__()
         self.loss = losses.squared_error if regression else losses.cross_entropy
 
-    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, dict]:
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
         loss = self.loss(student["logits"], batch["label_ids"], batch["weight"])
-        return loss, {"label_loss": loss}
+        return loss, (loss,)
 
 
 def check_heads(layers: LayerMap, student_heads: int, teacher_heads: int) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from .config import ModelConfig
-from .layers import ACTIVATIONS, Dense, Dropout, DropoutKeys, LayerNorm, Softmax, dropout_table
+from .fused import AddNorm, AttentionWeights, BiasActivation, MergeHeads, SplitHeads
+from .layers import Dense, Dropout, DropoutKeys, LayerNorm, dropout_table
 
 # What is added to the scores of padded keys, as in the original BERT and TinyBERT code.
 MASKED_SCORE = -10000.0
@@ -85,59 +86,44 @@ class Layer(nn.Cell):
 
     def __init__(self, config: ModelConfig, compute_type: ms.Type, table: Tensor):
         super().__init__()
-        hidden, inner = config.hidden_size, config.num_attention_heads * config.attention_head_size
-        self.query = Dense(hidden, inner, compute_type)
-        self.key = Dense(hidden, inner, compute_type)
-        self.value = Dense(hidden, inner, compute_type)
-        self.attention_output = Dense(inner, hidden, compute_type)
-        self.attention_norm = LayerNorm(hidden, config.layer_norm_eps)
+        hidden, heads, size = config.hidden_size, config.num_attention_heads, config.attention_head_size
+        self.query = Dense(hidden, heads * size, compute_type)
+        self.key = Dense(hidden, heads * size, compute_type)
+        self.value = Dense(hidden, heads * size, compute_type)
+        self.attention_output = Dense(heads * size, hidden, compute_type)
         self.intermediate = Dense(hidden, config.intermediate_size, compute_type)
         self.output = Dense(config.intermediate_size, hidden, compute_type)
-        self.output_norm = LayerNorm(hidden, config.layer_norm_eps)
-        self.activation = ACTIVATIONS[config.hidden_act]()
-        self.heads = config.num_attention_heads
-        self.head_size = config.attention_head_size
-        self.scale = 1.0 / math.sqrt(config.attention_head_size)
-        self.softmax = Softmax()
+        self.activation = BiasActivation(config.hidden_act)
+        self.split_scaled = SplitHeads(heads, size, 1.0 / math.sqrt(size))
+        self.split, self.merge = SplitHeads(heads, size), MergeHeads(heads, size)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.context = ops.BatchMatMul()
         self.relative = RelativePositions(config) if config.use_relative_positions else None
-        self.hidden_dropout = Dropout(config.hidden_dropout_prob, table) if config.hidden_dropout_prob else None
         probability = config.attention_probs_dropout_prob
-        self.attention_dropout = Dropout(probability, table) if probability else None
+        self.weights = AttentionWeights(Dropout(probability, table) if probability else None)
+        dropout = Dropout(config.hidden_dropout_prob, table) if config.hidden_dropout_prob else None
+        self.attention_norm = AddNorm(hidden, config.layer_norm_eps, dropout)
+        self.output_norm = AddNorm(hidden, config.layer_norm_eps, dropout)
 
-    def split(self, x: Tensor) -> Tensor:
-        batch, length = x.shape[:2]
-        return x.reshape(batch, length, self.heads, self.head_size).transpose(0, 2, 1, 3)
+    def construct(self, x: Tensor, bias: Tensor, keys: tuple) -> tuple[Tensor, Tensor]:
+        """Map x (B, S, H) and an additive mask (B, 1, 1, S) to the next x and the scores (B, A, S, S).
 
-    def construct(self, x: Tensor, bias: Tensor, keys: tuple | None) -> tuple[Tensor, Tensor]:
-        """Map x (B, S, H), additive mask (B, 1, 1, S) and dropout keys to the next x and the scores (B, A, S, S)."""
-        batch, length = x.shape[:2]
-        query = self.split(self.query(x) * self.scale)
-        scores = self.scores(query, self.split(self.key(x)))
+        `keys` are the dropout keys of the attention weights and of the two branches, each None without dropout.
+        """
+        query = self.split_scaled(self.query.product(x), self.query.bias)
+        scores = self.scores(query, self.split(self.key.product(x), self.key.bias))
         if self.relative is not None:
             scores = scores + self.relative(query, self.relative.keys, True)
-        scores = scores.astype(ms.float32) + bias
-        probabilities = self.softmax(scores).astype(query.dtype)
-        if self.attention_dropout is not None:  # graph mode resolves one condition at a time
-            if keys is not None:
-                shape = (batch, self.heads, 1, 1)
-                probabilities = self.attention_dropout(probabilities, keys[2].reshape(shape), keys[3].reshape(shape))
-        context = self.context(probabilities, self.split(self.value(x)))
+        scores = scores.astype(ms.float32)
+        weights = self.weights(scores, bias, keys[0]).astype(query.dtype)
+        context = self.context(weights, self.split(self.value.product(x), self.value.bias))
         if self.relative is not None:
-            context = context + self.relative(probabilities, self.relative.values, False)
-        context = context.transpose(0, 2, 1, 3).reshape(batch, length, self.heads * self.head_size)
-        attended = self.drop(self.attention_output(context), keys, 0)
-        x = self.attention_norm(x + attended.astype(x.dtype)).astype(x.dtype)
-        fed = self.drop(self.output(self.activation(self.intermediate(x))), keys, 1)
-        return self.output_norm(x + fed.astype(x.dtype)).astype(x.dtype), scores
-
-    def drop(self, x: Tensor, keys: tuple | None, site: int) -> Tensor:
-        if self.hidden_dropout is not None:
-            if keys is not None:
-                multiplier = keys[0][:, site].reshape(-1, 1, 1)
-                x = self.hidden_dropout(x, multiplier, keys[1][:, site].reshape(-1, 1, 1))
-        return x
+            context = context + self.relative(weights, self.relative.values, False)
+        attended = self.attention_output.product(self.merge(context))
+        x = self.attention_norm(x, attended, self.attention_output.bias, keys[1]).astype(x.dtype)
+        fed = self.output.product(self.activation(self.intermediate.product(x), self.intermediate.bias))
+        x = self.output_norm(x, fed, self.output.bias, keys[2]).astype(x.dtype)
+        return x, scores + bias
 
 
 class Encoder(nn.Cell):
@@ -196,17 +182,21 @@ class Encoder(nn.Cell):
         x = x.astype(self.dtype)
         hidden, attentions = (x,), ()
         for index in range(self.depth):
-            keys = None
+            keys = (None, None, None)
             if step is not None:
                 first = 1 + _SITES_PER_LAYER * index
                 head = self.hidden_sites + self.heads * index
                 keys = (
-                    multiplier[:, first : first + _SITES_PER_LAYER],
-                    offset[:, first : first + _SITES_PER_LAYER],
-                    multiplier[:, head : head + self.heads],
-                    offset[:, head : head + self.heads],
+                    self.broadcast(multiplier[:, head : head + self.heads], offset[:, head : head + self.heads]),
+                    self.broadcast(multiplier[:, first], offset[:, first]),
+                    self.broadcast(multiplier[:, first + 1], offset[:, first + 1]),
                 )
             x, scores = self.layers[index](x, bias, keys)
             hidden += (x,)
             attentions += (scores,)
         return {"hidden": hidden, "attentions": attentions}
+
+    def broadcast(self, multiplier: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Dropout keys (B) or (B, A), to be broadcast over two more axes (B, 1, 1) or (B, A, 1, 1)."""
+        shape = multiplier.shape + (1, 1)
+        return multiplier.reshape(shape), offset.reshape(shape)

@@ -1,7 +1,8 @@
-"""The cells that every encoder is built from, in forms that graph mode runs fast on CPU, GPU and Ascend.
+"""The cells that every model is built from, in forms that graph mode runs fast on CPU, GPU and Ascend.
 
 MindSpore's own backwards of GELU, layer norm and softmax make several passes each on CPU; the cells here carry a
-hand-written backward with fewer. `tests/models/test_layers.py` holds each to MindSpore's plain operator.
+hand-written backward with fewer. `fused.py` joins several into a single pass. `tests/models/test_layers.py` holds each
+to MindSpore's plain operator.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+
+from .. import native
 
 _SQRT_HALF = 1.0 / math.sqrt(2.0)
 _NORMAL_DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
@@ -34,10 +37,13 @@ class Dense(nn.Cell):
         self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
+        # Not BiasAdd: its backward is several times slower on CPU than the sum that a broadcast addition takes.
+        return self.product(x) + self.bias.astype(self.compute_type)
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T, for a cell that adds the bias itself."""
         flat = x.reshape(-1, self.inputs).astype(self.compute_type)
         y = self.matmul(flat, self.weight.astype(self.compute_type))
-        # Not BiasAdd: its backward is several times slower on CPU than the sum that a broadcast addition takes.
-        y = y + self.bias.astype(self.compute_type)
         return y.reshape(x.shape[:-1] + (self.outputs,))
 
 
@@ -85,12 +91,20 @@ class _Normalise(nn.Cell):
         super().__init__()
         self.epsilon = epsilon
         self.mean = ops.ReduceMean(True)
+        self.native = native.operator("layer_norm")
+        self.native_grad = native.operator("layer_norm_grad")
+        self.epsilons = Tensor([epsilon], ms.float32)
 
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        if self.native is not None:
+            return self.native(x, gamma, beta, self.epsilons)
         centred = x - self.mean(x, -1)
         return centred * ops.rsqrt(self.mean(centred * centred, -1) + self.epsilon) * gamma + beta
 
     def bprop(self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.native is not None:
+            dx, dgamma, dbeta = self.native_grad(x, gamma, self.epsilons, dout)
+            return dx, dgamma, dbeta
         centred = x - self.mean(x, -1)
         inverse = ops.rsqrt(self.mean(centred * centred, -1) + self.epsilon)
         unit = centred * inverse
@@ -201,9 +215,23 @@ class Dropout(nn.Cell):
         self.threshold = int(probability * 2**32) - 2**31
         self.scale = 1.0 / (1.0 - probability)
         self.table = table
+        self.native = native.operator("dropout")
+        self.thresholds = Tensor([self.threshold], ms.int32)
 
     def construct(self, x: Tensor, multiplier: Tensor, offset: Tensor) -> Tensor:
-        """Mask x (B, ..., S, H) with keys broadcastable to its leading axes, (B, ..., 1, 1)."""
+        """Mask x (B, ..., S, H) with a key for each of its leading indices, (B, ..., 1, 1)."""
+        return self.masked(x, multiplier, offset)
+
+    def bprop(
+        self, x: Tensor, multiplier: Tensor, offset: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # The mask is made again rather than kept.
+        return self.masked(dout, multiplier, offset), ops.zeros_like(multiplier), ops.zeros_like(offset)
+
+    def masked(self, x: Tensor, multiplier: Tensor, offset: Tensor) -> Tensor:
+        if self.native is not None:
+            y = self.native(x.astype(ms.float32), self.table, multiplier, offset, self.thresholds)
+            return y.astype(x.dtype)
         words = self.table[: x.shape[-2], : x.shape[-1]] * multiplier + offset
         return x * ((words >= self.threshold).astype(x.dtype) * self.scale)
 

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..files import write_json
 from ..train.checkpoint import Checkpoints, TrainState
 from ..train.log import RunLog
-from ..train.loop import Hook, Stopped, fit
+from ..train.loop import Hook, Prefetched, Stopped, fit
 from ..train.optim import OptimConfig, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
 from .flags import RunFlags
@@ -115,11 +115,11 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
     hooks = [Hook(stage.flags.log_interval, log), Hook(1, stage.log.tick)]
     hooks.append(Hook(stage.eval_steps, judge, at_epoch_end=True))
     hooks.append(Hook(stage.save_steps, lambda state, outputs: checkpoints.save(state), at_epoch_end=True))
-    began = time.perf_counter()
+    began, ahead = time.perf_counter(), Prefetched(train)
     try:
         fit(
             step,
-            train,
+            ahead,
             state,
             epochs=stage.epochs,
             hooks=hooks,
@@ -137,7 +137,11 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
     judge(state, ())
     last = stage.save("last", latest["metrics"])
     result, found = Path(state.best.get("result", str(last))), state.best.get("metrics", {})
-    stage.log.line(f"{stage.name}: {state.step} steps in {time.perf_counter() - began:.1f} s; result in {result}")
+    seconds = time.perf_counter() - began
+    stage.log.line(
+        f"{stage.name}: {state.step} steps in {seconds:.1f} s, {ahead.waited / seconds:.1%} of it waiting for data; "
+        f"result in {result}"
+    )
     write_json(done, {"identity": identity, "result": str(result), "metrics": found})
     return result, found
 

@@ -128,17 +128,31 @@ def filled(
             f"{cache.directory}: {len(missing)} of {len(cache.shards)} shards are missing, and the teacher is not here; "
             "run minddistill cache-teacher with the same records, student and layer map, or copy the whole cache"
         )
-    size = layout.bytes(rows.length) / 1e9
-    say(f"Teacher cache: writing {size:.2f} GB to {cache.directory}, {len(missing)} of {len(cache.shards)} shards")
     forward = outputs_function(teacher, layout.hidden, layout.attention, bool(layout.classes))
+    seconds = _seconds(forward, rows, buckets)
+    say(
+        f"Teacher cache: writing {layout.bytes(rows.length) / 1e9:.2f} GB to {cache.directory}, {len(missing)} of "
+        f"{len(cache.shards)} shards; the teacher takes about {seconds:.0f} s an epoch, so that {epochs} epochs are to "
+        f"save {seconds * max(epochs - 1, 0):.0f} s"
+    )
     began = time.perf_counter()
     for shard in missing:
         cache.write(shard, _outputs(forward, cache, rows, shard, buckets))
-    seconds = time.perf_counter() - began
-    say(
-        f"Teacher cache: written in {seconds:.0f} s; about {seconds * max(epochs - 1, 0):.0f} s saved over {epochs} epochs"
-    )
+    say(f"Teacher cache: written in {time.perf_counter() - began:.0f} s")
     return cache
+
+
+def _seconds(forward: Callable, rows: Rows, buckets: list[int]) -> float:
+    """About how long the teacher takes for all rows, from one batch of the length that most tokens are padded to."""
+    loader = Loader(rows, EVAL_BATCH, buckets=buckets, shuffle=False)
+    plan = loader.plan(0)
+    tokens = {length: sum(length for planned in plan if planned.length == length) for length in loader.buckets}
+    common = max(tokens, key=lambda length: tokens[length])
+    batch = loader.batch(next(planned for planned in plan if planned.length == common))
+    forward(batch)  # compiles
+    began = time.perf_counter()
+    forward(batch)
+    return (time.perf_counter() - began) * sum(tokens.values()) / common
 
 
 def _outputs(

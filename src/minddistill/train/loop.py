@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,62 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]: ...
+
+
+class Prefetched:
+    """Batches made by a thread while the step before them runs.
+
+    Args:
+        batches: what to read ahead of.
+        depth: batches ready at most.
+    """
+
+    def __init__(self, batches: Batches, depth: int = 2):
+        self.batches, self.depth = batches, depth
+        self.waited = 0.0
+        """Seconds for which the loop stood still for a batch."""
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]:
+        """As the batches' own; what they raise is raised here."""
+        ready: queue.Queue = queue.Queue(self.depth)
+        left = threading.Event()
+
+        def put(item: tuple) -> bool:
+            while not left.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def read() -> None:
+            try:
+                for batch in self.batches.epoch(epoch, skip):
+                    if not put((batch, None)):
+                        return
+                put((None, None))
+            except BaseException as error:
+                put((None, error))
+
+        thread = threading.Thread(target=read, name="prefetch", daemon=True)
+        thread.start()
+        try:
+            while True:
+                began = time.perf_counter()
+                batch, error = ready.get()
+                self.waited += time.perf_counter() - began
+                if error is not None:
+                    raise error
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            left.set()
+            thread.join()
 
 
 @dataclass

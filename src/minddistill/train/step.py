@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from .. import native
 from ..errors import UserError
 
 CLIPS = ("global", "tensor", "off")
@@ -92,6 +93,7 @@ class _Step(nn.Cell):
         self.largest = Tensor(config.clip_norm, ms.float32)
         self.one = Tensor(1.0, ms.float32)
         self.no = Tensor(False, ms.bool_)
+        self.square_sum = native.operator("square_sum")
 
     def construct(self, batch: dict) -> tuple:
         (_, (loss, terms)), grads = self.gradients(batch)
@@ -105,13 +107,18 @@ class _Step(nn.Cell):
             used = ops.depend(used, cleared)
         if self.reducer is not None:
             grads = self.reducer(tuple(grads))
-        squares = [(grad * grad).sum() for grad in grads]
+        squares = [self.squared(grad) for grad in grads]
         total = ops.addn(squares)
         finite = ops.isfinite(total)
         adjusted = self.scale(finite)
         if finite:
             adjusted = ops.depend(adjusted, self.optimizer(self.clipped(grads, squares, total, used)))
         return loss, terms, ops.logical_not(finite), ops.depend(used, adjusted)
+
+    def squared(self, grad: Tensor) -> Tensor:
+        if self.square_sum is not None:
+            return self.square_sum(grad.astype(ms.float32)).reshape(())
+        return (grad * grad).sum()
 
     def clipped(self, grads: tuple, squares: list, total: Tensor, used: Tensor) -> tuple:
         """Gradients without the loss scale, clipped."""
@@ -134,12 +141,12 @@ def build_step(
     """Compile forward, backward, overflow check, reduction, clipping and update into one function.
 
     Args:
-        cell: maps (batch, step) to (loss, terms).
+        cell: maps (batch, step) to the loss and a tuple of its parts, whose names are its attribute `terms`.
         optimizer: over the parameters to train; its `global_step` counts updates.
         reducer: averages gradients over processes; None for one.
 
     Returns:
-        step(batch, last=True): (loss, terms, overflow, loss scale used), all tensors on the device, so that nothing
+        step(batch, last=True): (loss, its parts by name, overflow, loss scale used), all tensors on the device, so that nothing
         waits for the host. With `config.accumulate` > 1, `last` is False for all but the last micro-batch of an
         update. An overflow skips the update and lowers the scale.
     """
@@ -150,6 +157,7 @@ def build_step(
 
     def run(batch: dict[str, Tensor], last: bool = True) -> tuple:
         # Tensors in a plain dict count as constants: each batch would be compiled anew.
-        return (update if last else gather)(ms.mutable(batch))
+        loss, terms, overflow, used = (update if last else gather)(ms.mutable(batch))
+        return loss, dict(zip(cell.terms, terms)), overflow, used
 
     return run
