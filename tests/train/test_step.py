@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
+from minddistill import native
 from minddistill.distill.distiller import Distiller
 from minddistill.distill.objectives import Labels
 from minddistill.errors import UserError
@@ -119,6 +120,34 @@ def test_schedules(schedule, expected):
 def test_impossible_optimisers_are_refused(wrong):
     with pytest.raises(UserError):
         OptimConfig(**{"learning_rate": 1e-4} | wrong)
+
+
+@pytest.mark.parametrize("clip", ["global", "tensor", "off"])
+def test_kernels_train_as_the_plain_step_does(clip, monkeypatch):
+    generator = np.random.default_rng(0)
+    ids = generator.integers(5, 40, (6, 9)).astype(np.int32)
+    batch = {"input_ids": ids, "input_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
+    batch |= {"row": np.arange(6, dtype=np.int32), "weight": np.ones(6, np.float32)}
+    batch["label_ids"] = np.array([0, 1, 1, 0, 1, 0], np.int32)
+    if not native.available():
+        pytest.skip("no C compiler here, so that every step is the plain one")
+    trained = []
+    for library in (native._library, lambda: None):
+        monkeypatch.setattr(native, "_library", library)
+        config = preset("test-2l-32").with_(vocab_size=40, labels=("no", "yes"), pooler=True)
+        model = store.new(config, seed=3)
+        cell = Distiller(model, None, Labels())
+        optimizer = build_optimizer(cell.trained(), OptimConfig(1e-3), total_steps=12)
+        step = build_step(cell, optimizer, LossScale(2.0**8, 2, 5), StepConfig(clip=clip, clip_norm=0.05))
+        losses = [float(step({k: Tensor(v) for k, v in batch.items()})[0].asnumpy()) for _ in range(12)]
+        assert int(optimizer.global_step.asnumpy().reshape(-1)[0]) == 12 and losses[-1] < losses[0]
+        trained.append([losses, *(value.asnumpy() for value in optimizer.moments2), *_values(model)])
+    for mine, theirs in zip(*trained, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def _values(model):
+    return [parameter.asnumpy() for parameter in model.get_parameters()]
 
 
 def test_accumulated_micro_batches_move_a_model_as_their_union_does():

@@ -425,3 +425,22 @@ KERNEL(square_sum) {
   free(partial);
   return 0;
 }
+
+/* Adam with decoupled weight decay and without bias correction. In: parameter, moments m and v, gradient, learning rate
+ * (1), factor of the gradient (1), and beta1, beta2, epsilon, decay (4). Changes the first three in place. Out: (1). */
+KERNEL(adam) {
+  int64_t n = SIZE(0);
+  float *p = params[0], *m = params[1], *v = params[2];
+  const float *g = IN(3), *numbers = IN(6);
+  float rate = IN(4)[0], factor = IN(5)[0], beta1 = numbers[0], beta2 = numbers[1], epsilon = numbers[2];
+  float decay = numbers[3];
+#pragma omp parallel for simd schedule(static)
+  for (int64_t i = 0; i < n; i++) {
+    float gradient = g[i] * factor;
+    m[i] = beta1 * m[i] + (1.0f - beta1) * gradient;
+    v[i] = beta2 * v[i] + (1.0f - beta2) * gradient * gradient;
+    p[i] -= rate * (m[i] / (sqrtf(v[i]) + epsilon) + decay * p[i]);
+  }
+  OUT(7)[0] = 0.0f;
+  return 0;
+}

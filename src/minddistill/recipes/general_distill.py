@@ -66,12 +66,12 @@ def run(
     run_flags.output_dir = run_flags.output_dir or config.save_ckpt_path or "runs/general_distill"
     directory, log = open_run(run_flags, [config, learning, student_flags, run_flags, step_flags])
     try:
-        return _run(config, learning, student_flags, run_flags, step_flags, directory, log)
+        return run_stage(prepare(config, learning, student_flags, run_flags, step_flags, directory, log))[0]
     finally:
         log.close()
 
 
-def _run(
+def prepare(
     config: Config,
     learning: Learning,
     student_flags: StudentFlags,
@@ -79,7 +79,12 @@ def _run(
     step_flags: StepFlags,
     directory: Path,
     log: common.RunLog,
-) -> Path:
+) -> Stage:
+    """Read and check what the flags name; the stage that they describe.
+
+    Raises:
+        UserError: they do not go together.
+    """
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
     if place.rank:
         log.directory = None
@@ -136,7 +141,7 @@ def _run(
         )
         return Distiller(student, teacher, Intermediate(pairs, fit, student_flags.loss_mode)), batches
 
-    stage = Stage(
+    return Stage(
         name="general",
         directory=directory,
         build=build,
@@ -160,7 +165,6 @@ def _run(
         | asdict(student_flags)
         | step_flags.identity(),
     )
-    return run_stage(stage)[0]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -181,8 +181,8 @@ def run(
     directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags])
     try:
         job = prepare(config, learning, student, run_flags, step_flags, directory, log)
-        first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else _phase_one(job)
-        result = _phase_two(job, first)
+        first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else run_stage(phase_one(job))[0]
+        result = run_stage(phase_two(job, first))
         if learning.teacher_cache == "auto":
             shutil.rmtree(job.caches, ignore_errors=True)  # it may be large, and this run does not need it again
         if config.do_eval and "," in config.eval_data_dir:
@@ -266,7 +266,8 @@ def _first_student(job: Job) -> tuple[TextModel, Mapping[str, Any], str]:
     return model, {}, "random weights"
 
 
-def _phase_one(job: Job) -> Path:
+def phase_one(job: Job) -> Stage:
+    """Intermediate layers: the student and projection that `job` asks for, and what they learn from."""
     student, carried, origin = _first_student(job)
     pairs = layer_map(job.student.layer_map, student.config.num_hidden_layers, job.teacher.config.num_hidden_layers)
     check_heads(pairs, student.config.num_attention_heads, job.teacher.config.num_attention_heads)
@@ -285,7 +286,7 @@ def _phase_one(job: Job) -> Path:
         kept = pairs.kept() if columns else pairs
         return Distiller(student, source, Intermediate(kept, fit, job.student.loss_mode)), job.loader(columns)
 
-    stage = Stage(
+    return Stage(
         name="phase1",
         directory=job.directory / "phase1",
         build=build,
@@ -300,10 +301,10 @@ def _phase_one(job: Job) -> Path:
         keep=job.config.max_ckpt_num,
         identity=_identity(job, origin),
     )
-    return run_stage(stage)[0]
 
 
-def _phase_two(job: Job, first: Path) -> tuple[Path, dict[str, float]]:
+def phase_two(job: Job, first: Path) -> Stage:
+    """Predictions: the student in the model directory `first`, with a classifier, and what it learns from."""
     weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
     student = job.build(weights, weights.config.with_(**job.head), ("classifier.",))
     evaluate = None
@@ -320,7 +321,7 @@ def _phase_two(job: Job, first: Path) -> tuple[Path, dict[str, float]]:
         objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.regression)
         return Distiller(student, source, objective), job.loader(columns)
 
-    stage = Stage(
+    return Stage(
         name="phase2",
         directory=job.directory,
         build=build,
@@ -337,7 +338,6 @@ def _phase_two(job: Job, first: Path) -> tuple[Path, dict[str, float]]:
         keep=job.config.max_ckpt_num,
         identity=_identity(job, str(first)),
     )
-    return run_stage(stage)
 
 
 def _identity(job: Job, origin: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
+from .. import native
 from ..errors import UserError
 
 SCHEDULES = ("original", "port", "constant")
@@ -70,4 +71,38 @@ def build_optimizer(trained: Mapping[str, Parameter], config: OptimConfig, total
     decayed = [value for path, value in trained.items() if not path.split(".")[-1].startswith(_NO_DECAY)]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]] + [{"order_params": list(trained.values())}]
-    return nn.AdamWeightDecay(groups, learning_rate=Schedule(config, total_steps), eps=config.eps)
+    optimizer = nn.AdamWeightDecay(groups, learning_rate=Schedule(config, total_steps), eps=config.eps)
+    names = {value.name for value in plain}
+    optimizer.decays = tuple(0.0 if p.name in names else config.weight_decay for p in optimizer.parameters)
+    return optimizer
+
+
+class Update(nn.Cell):
+    """An optimiser from `build_optimizer`, given gradients and what to multiply each by.
+
+    On CPU, where `minddistill.native` is there, parameters and moments are changed in place by its kernel, with the
+    multiplication in the same pass. Graph mode does not know of it: only a branch that is taken after all gradients are
+    there, as the step's after its check for overflow, may call this.
+    """
+
+    def __init__(self, optimizer: nn.Optimizer):
+        super().__init__(auto_prefix=False)
+        self.optimizer = optimizer
+        self.adam = native.operator("adam")
+        betas = float(optimizer.beta1.asnumpy()[0]), float(optimizer.beta2.asnumpy()[0])
+        eps = float(optimizer.eps.asnumpy()[0])
+        self.numbers = tuple(Tensor([*betas, eps, decay], ms.float32) for decay in optimizer.decays)
+
+    def construct(self, gradients: tuple, factors: tuple) -> Tensor:
+        if self.adam is None:
+            return self.optimizer(tuple([gradient * factor for gradient, factor in zip(gradients, factors)]))
+        optimizer = self.optimizer
+        rate = optimizer.get_lr().reshape(1)
+        changed = [
+            self.adam(parameter, first, second, gradient, rate, factor.reshape(1), numbers)
+            for parameter, first, second, gradient, factor, numbers in zip(
+                optimizer.parameters, optimizer.moments1, optimizer.moments2, gradients, factors, self.numbers
+            )
+        ]
+        counted = ops.depend(optimizer.global_step_increase_tensor, rate)
+        return ops.depend(ops.assign_add(optimizer.global_step, counted), changed)

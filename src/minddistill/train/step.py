@@ -10,6 +10,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from .. import native
 from ..errors import UserError
+from .optim import Update
 
 CLIPS = ("global", "tensor", "off")
 
@@ -90,6 +91,7 @@ class _Step(nn.Cell):
         self.gradients = ms.value_and_grad(scaled, None, optimizer.parameters, has_aux=True)
         self.scaled, self.scale, self.optimizer, self.reducer = scaled, scaled.scale, optimizer, reducer
         self.buffers, self.update, self.clip = buffers, update, config.clip
+        self.optimise = Update(optimizer)
         self.largest = Tensor(config.clip_norm, ms.float32)
         self.one = Tensor(1.0, ms.float32)
         self.no = Tensor(False, ms.bool_)
@@ -112,7 +114,7 @@ class _Step(nn.Cell):
         finite = ops.isfinite(total)
         adjusted = self.scale(finite)
         if finite:
-            adjusted = ops.depend(adjusted, self.optimizer(self.clipped(grads, squares, total, used)))
+            adjusted = ops.depend(adjusted, self.optimise(grads, self.factors(squares, total, used)))
         return loss, terms, ops.logical_not(finite), ops.depend(used, adjusted)
 
     def squared(self, grad: Tensor) -> Tensor:
@@ -120,15 +122,15 @@ class _Step(nn.Cell):
             return self.square_sum(grad.astype(ms.float32)).reshape(())
         return (grad * grad).sum()
 
-    def clipped(self, grads: tuple, squares: list, total: Tensor, used: Tensor) -> tuple:
-        """Gradients without the loss scale, clipped."""
+    def factors(self, squares: list, total: Tensor, used: Tensor) -> tuple:
+        """What takes the loss scale out of each gradient and clips it."""
         if self.clip == "tensor":
             norms = [ops.sqrt(square) / used for square in squares]
-            return tuple([g * (self.largest / ops.maximum(n, self.largest) / used) for g, n in zip(grads, norms)])
+            return tuple([self.largest / ops.maximum(norm, self.largest) / used for norm in norms])
         factor = self.one / used
         if self.clip == "global":
             factor = self.largest / ops.maximum(ops.sqrt(total) / used, self.largest) / used
-        return tuple([grad * factor for grad in grads])
+        return tuple([factor for _ in squares])
 
 
 def build_step(

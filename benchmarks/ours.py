@@ -1,0 +1,91 @@
+"""MindDistill's side: the stage that the command line would run, with every part of it timed.
+
+Prints one JSON object of seconds; run by bench.py. Times so many steps in the order of training, after one of each
+length to compile it; everything else (start, reading, cache, compilation, saving) is what a whole run does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from minddistill.config import parse
+from minddistill.recipes import general_distill, task_distill
+from minddistill.recipes.stage import Stage, open_run
+from minddistill.train.loop import Prefetched
+from minddistill.train.optim import build_optimizer
+from minddistill.train.step import LossScale, build_step
+
+
+def stage_of(which: str, argv: list[str]) -> Stage:
+    """The stage that a command would run."""
+    recipe = general_distill if which == "general" else task_distill
+    kinds = [recipe.Config, recipe.Learning, recipe.StudentFlags, recipe.RunFlags, recipe.StepFlags]
+    groups = parse("bench", "", kinds, argv)
+    directory, log = open_run(groups[3], groups)
+    if which == "general":
+        return general_distill.prepare(*groups, directory, log)
+    job = task_distill.prepare(*groups, directory, log)
+    if which == "phase1":
+        return task_distill.phase_one(job)
+    return task_distill.phase_two(job, Path(job.config.load_td1_ckpt_path))
+
+
+def main() -> None:
+    which, sample, argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    stage = stage_of(which, argv)
+    ready = time.time() - float(os.environ["BENCH_BEGAN"])
+    at = time.perf_counter()
+    cell, train = stage.build()
+    caching = time.perf_counter() - at
+    total = len(train) * stage.epochs
+    optimizer = build_optimizer(cell.trained(), stage.optim, total)
+    scale = LossScale(stage.step.loss_scale_value, stage.step.scale_factor, stage.step.scale_window)
+    step = build_step(cell, optimizer, scale, stage.step)
+    lengths = [planned.length for planned in train.plan(0)]
+    compiling, times, tokens = {}, defaultdict(list), 0
+    ahead = Prefetched(train)
+    counted = waited = 0.0
+    for batch in ahead.epoch(0):
+        length = batch["input_ids"].shape[1]
+        real = int(batch["input_mask"].asnumpy().sum())
+        at = time.perf_counter()
+        step(batch)[0].asnumpy()
+        took = time.perf_counter() - at
+        if length not in compiling:
+            compiling[length] = took
+            waited = ahead.waited
+        else:
+            times[length].append(took)
+            tokens, counted = tokens + real, counted + took
+        if sum(map(len, times.values())) >= sample and len(compiling) == len(set(lengths)):
+            break
+    for length in compiling:  # one that was met once only
+        times[length] = times[length] or [compiling[length]]
+    at = time.perf_counter()
+    stage.save("last", {})
+    saving = time.perf_counter() - at
+    epoch = sum(float(np.mean(times[length])) for length in lengths)
+    found = {
+        "startup": ready + caching + sum(compiling.values()) + saving,
+        "ready": ready,
+        "cache": caching,
+        "compile": sum(compiling.values()),
+        "shapes": sorted(compiling),
+        "step": epoch / len(train),
+        "steps": total,
+        "measured": sum(map(len, times.values())),
+        "tokens_per_second": tokens / counted if counted else 0.0,
+        "data_wait": (ahead.waited - waited) / counted if counted else 0.0,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
