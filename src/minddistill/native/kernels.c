@@ -399,48 +399,67 @@ KERNEL(sum_rows) {
   return 0;
 }
 
-/* In: x. Out: the sum of its squares (1). */
-KERNEL(square_sum) {
-  int64_t n = SIZE(0), blocks = (n + 4095) / 4096;
-  const float *x = IN(0);
-  double sum = 0.0;
-  int parts = threads();
-  double *partial = calloc((size_t)parts, sizeof(double));
+#define BLOCK 4096
+
+static int64_t blocks_of(int64_t n) { return (n + BLOCK - 1) / BLOCK; }
+
+/* In: any tensors. Out: the sum of the squares of each (one a tensor). */
+KERNEL(square_sums) {
+  int count = nparam - 1, parts = threads();
+  double *partial = calloc((size_t)parts * count, sizeof(double));
   if (partial == NULL) return 1;
 #pragma omp parallel num_threads(parts)
-  {
+  for (int k = 0; k < count; k++) {
+    const float *x = IN(k);
+    int64_t n = SIZE(k), blocks = blocks_of(n);
     double mine = 0.0;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t block = 0; block < blocks; block++) {
-      int64_t end = (block + 1) * 4096 < n ? (block + 1) * 4096 : n;
+      int64_t end = (block + 1) * BLOCK < n ? (block + 1) * BLOCK : n;
       float part = 0.0f;
 #pragma omp simd reduction(+ : part)
-      for (int64_t i = block * 4096; i < end; i++) part += x[i] * x[i];
+      for (int64_t i = block * BLOCK; i < end; i++) part += x[i] * x[i];
       mine += part;
     }
-    partial[thread()] = mine;
+    partial[thread() * count + k] = mine;
   }
-  for (int part = 0; part < parts; part++) sum += partial[part];
-  OUT(1)[0] = (float)sum;
+  for (int k = 0; k < count; k++) {
+    double sum = 0.0;
+    for (int part = 0; part < parts; part++) sum += partial[part * count + k];
+    OUT(count)[k] = (float)sum;
+  }
   free(partial);
   return 0;
 }
 
-/* Adam with decoupled weight decay and without bias correction. In: parameter, moments m and v, gradient, learning rate
- * (1), factor of the gradient (1), and beta1, beta2, epsilon, decay (4). Changes the first three in place. Out: (1). */
+/* Moments this small move nothing; as denormal numbers they would cost many times as much as others. */
+static inline float flushed(float x) { return fabsf(x) < 1e-30f ? 0.0f : x; }
+
+/* Adam with decoupled weight decay and without bias correction. In: n parameters, n first moments, n second moments, n
+ * gradients, learning rate (1), factors of the gradients (n), and beta1, beta2, epsilon, decay of each (n, 4). Changes
+ * parameters and moments in place. Out: (1). */
 KERNEL(adam) {
-  int64_t n = SIZE(0);
-  float *p = params[0], *m = params[1], *v = params[2];
-  const float *g = IN(3), *numbers = IN(6);
-  float rate = IN(4)[0], factor = IN(5)[0], beta1 = numbers[0], beta2 = numbers[1], epsilon = numbers[2];
-  float decay = numbers[3];
-#pragma omp parallel for simd schedule(static)
-  for (int64_t i = 0; i < n; i++) {
-    float gradient = g[i] * factor;
-    m[i] = beta1 * m[i] + (1.0f - beta1) * gradient;
-    v[i] = beta2 * v[i] + (1.0f - beta2) * gradient * gradient;
-    p[i] -= rate * (m[i] / (sqrtf(v[i]) + epsilon) + decay * p[i]);
+  int count = (nparam - 4) / 4;
+  float rate = IN(4 * count)[0];
+#pragma omp parallel
+  for (int k = 0; k < count; k++) {
+    float *p = params[k], *m = params[count + k], *v = params[2 * count + k];
+    const float *g = IN(3 * count + k), *numbers = IN(4 * count + 2) + 4 * k;
+    float factor = IN(4 * count + 1)[k], beta1 = numbers[0], beta2 = numbers[1], epsilon = numbers[2];
+    float decay = numbers[3];
+    int64_t n = SIZE(k), blocks = blocks_of(n);
+#pragma omp for schedule(static) nowait
+    for (int64_t block = 0; block < blocks; block++) {
+      int64_t end = (block + 1) * BLOCK < n ? (block + 1) * BLOCK : n;
+#pragma omp simd
+      for (int64_t i = block * BLOCK; i < end; i++) {
+        float gradient = g[i] * factor;
+        m[i] = flushed(beta1 * m[i] + (1.0f - beta1) * gradient);
+        v[i] = flushed(beta2 * v[i] + (1.0f - beta2) * gradient * gradient);
+        p[i] -= rate * (m[i] / (sqrtf(v[i]) + epsilon) + decay * p[i]);
+      }
+    }
   }
-  OUT(7)[0] = 0.0f;
+  OUT(nparam - 1)[0] = 0.0f;
   return 0;
 }

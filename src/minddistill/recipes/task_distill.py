@@ -271,10 +271,6 @@ def phase_one(job: Job) -> Stage:
     student, carried, origin = _first_student(job)
     pairs = layer_map(job.student.layer_map, student.config.num_hidden_layers, job.teacher.config.num_hidden_layers)
     check_heads(pairs, student.config.num_attention_heads, job.teacher.config.num_attention_heads)
-    teacher = job.built_teacher()
-    if job.dev is not None and teacher is not None:
-        shapes = common.eval_buckets(job.buckets, job.dev)
-        common.check_teacher(teacher, job.dev, shapes, job.learning.allow_weak_teacher, job.log.line)
     fit = common.fit_dense(job.student.fit_dense, student.config, job.teacher.config, pairs, carried, job.run.seed)
     job.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
 
@@ -282,6 +278,10 @@ def phase_one(job: Job) -> Stage:
         return _save(job, student, job.directory / "phase1" / name, "phase 1", origin, found, common.fit_arrays(fit))
 
     def build() -> tuple[Distiller, Loader]:
+        teacher = job.built_teacher()
+        if job.dev is not None and teacher is not None:
+            shapes = common.eval_buckets(job.buckets, job.dev)
+            common.check_teacher(teacher, job.dev, shapes, job.learning.allow_weak_teacher, job.log.line)
         source, columns = job.taught(pairs, teacher)
         kept = pairs.kept() if columns else pairs
         return Distiller(student, source, Intermediate(kept, fit, job.student.loss_mode)), job.loader(columns)

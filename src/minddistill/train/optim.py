@@ -91,18 +91,14 @@ class Update(nn.Cell):
         self.adam = native.operator("adam")
         betas = float(optimizer.beta1.asnumpy()[0]), float(optimizer.beta2.asnumpy()[0])
         eps = float(optimizer.eps.asnumpy()[0])
-        self.numbers = tuple(Tensor([*betas, eps, decay], ms.float32) for decay in optimizer.decays)
+        self.numbers = Tensor([[*betas, eps, decay] for decay in optimizer.decays], ms.float32)
 
-    def construct(self, gradients: tuple, factors: tuple) -> Tensor:
+    def construct(self, gradients: tuple, factors: Tensor) -> Tensor:
+        """Make a step with gradients[i] * factors[i]."""
         if self.adam is None:
-            return self.optimizer(tuple([gradient * factor for gradient, factor in zip(gradients, factors)]))
+            return self.optimizer(tuple([gradient * factors[i] for i, gradient in enumerate(gradients)]))
         optimizer = self.optimizer
         rate = optimizer.get_lr().reshape(1)
-        changed = [
-            self.adam(parameter, first, second, gradient, rate, factor.reshape(1), numbers)
-            for parameter, first, second, gradient, factor, numbers in zip(
-                optimizer.parameters, optimizer.moments1, optimizer.moments2, gradients, factors, self.numbers
-            )
-        ]
-        counted = ops.depend(optimizer.global_step_increase_tensor, rate)
-        return ops.depend(ops.assign_add(optimizer.global_step, counted), changed)
+        state = tuple(optimizer.parameters) + tuple(optimizer.moments1) + tuple(optimizer.moments2)
+        changed = self.adam(*(state + tuple(gradients) + (rate, factors, self.numbers)))
+        return ops.assign_add(optimizer.global_step, ops.depend(optimizer.global_step_increase_tensor, changed))

@@ -95,7 +95,7 @@ class _Step(nn.Cell):
         self.largest = Tensor(config.clip_norm, ms.float32)
         self.one = Tensor(1.0, ms.float32)
         self.no = Tensor(False, ms.bool_)
-        self.square_sum = native.operator("square_sum")
+        self.square_sums = native.operator("square_sums")
 
     def construct(self, batch: dict) -> tuple:
         (_, (loss, terms)), grads = self.gradients(batch)
@@ -109,28 +109,28 @@ class _Step(nn.Cell):
             used = ops.depend(used, cleared)
         if self.reducer is not None:
             grads = self.reducer(tuple(grads))
-        squares = [self.squared(grad) for grad in grads]
-        total = ops.addn(squares)
+        squares = self.squares(grads)
+        total = squares.sum()
         finite = ops.isfinite(total)
         adjusted = self.scale(finite)
         if finite:
             adjusted = ops.depend(adjusted, self.optimise(grads, self.factors(squares, total, used)))
         return loss, terms, ops.logical_not(finite), ops.depend(used, adjusted)
 
-    def squared(self, grad: Tensor) -> Tensor:
-        if self.square_sum is not None:
-            return self.square_sum(grad.astype(ms.float32)).reshape(())
-        return (grad * grad).sum()
+    def squares(self, grads: tuple) -> Tensor:
+        """The sum of squares of each gradient, (n,)."""
+        if self.square_sums is not None:
+            return self.square_sums(*[grad.astype(ms.float32) for grad in grads])
+        return ops.stack([(grad * grad).sum().astype(ms.float32) for grad in grads])
 
-    def factors(self, squares: list, total: Tensor, used: Tensor) -> tuple:
-        """What takes the loss scale out of each gradient and clips it."""
+    def factors(self, squares: Tensor, total: Tensor, used: Tensor) -> Tensor:
+        """What takes the loss scale out of each gradient and clips it, (n,)."""
         if self.clip == "tensor":
-            norms = [ops.sqrt(square) / used for square in squares]
-            return tuple([self.largest / ops.maximum(norm, self.largest) / used for norm in norms])
+            return self.largest / ops.maximum(ops.sqrt(squares) / used, self.largest) / used
         factor = self.one / used
         if self.clip == "global":
             factor = self.largest / ops.maximum(ops.sqrt(total) / used, self.largest) / used
-        return tuple([factor for _ in squares])
+        return factor * ops.ones_like(squares)
 
 
 def build_step(
