@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minddistill import runtime
 from minddistill.config import parse
 from minddistill.recipes import general_distill, task_distill
 from minddistill.recipes.stage import Stage, open_run
@@ -28,10 +29,11 @@ def stage_of(which: str, argv: list[str]) -> Stage:
     recipe = general_distill if which == "general" else task_distill
     kinds = [recipe.Config, recipe.Learning, recipe.StudentFlags, recipe.RunFlags, recipe.StepFlags]
     groups = parse("bench", "", kinds, argv)
-    directory, log = open_run(groups[3], groups)
+    place = runtime.start("CPU")
+    directory, log = open_run(groups[3], groups, place)
     if which == "general":
-        return general_distill.prepare(*groups, directory, log)
-    job = task_distill.prepare(*groups, directory, log)
+        return general_distill.prepare(*groups, place, directory, log)
+    job = task_distill.prepare(*groups, place, directory, log)
     if which == "phase1":
         return task_distill.phase_one(job)
     return task_distill.phase_two(job, Path(job.config.load_td1_ckpt_path))

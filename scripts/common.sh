@@ -25,3 +25,48 @@ need_example() {
     exit 2
   fi
 }
+
+# Starts DEVICE_NUM processes of "$@" on this node with msrun, the launcher that ships with MindSpore, in the background;
+# FOREGROUND=1 stays and returns its exit code, DRY_RUN=1 only prints the command and its environment. Each process's
+# output is in LOG<rank>/log.txt, msrun's own in log.txt.
+#   MASTER_ADDR, MASTER_PORT  where the first node listens
+#   WORKER_NUM, NODE_RANK     processes of all nodes, and which of them this one is; for several nodes
+#   CLUSTER_TIMEOUT           seconds until a process gives up that does not reach the first node
+#   BIND_CORES                1 gives each process cores of its own
+#   RANK_TABLE_FILE           handed to msrun, and checked before anything starts
+start_workers() {
+  local device_num="$1" rank first worker_num
+  shift
+  worker_num="${WORKER_NUM:-$device_num}"
+  local launch=("$PYTHON" -m mindspore.parallel.cluster.run "--worker_num=$worker_num"
+    "--local_worker_num=$device_num" "--master_addr=${MASTER_ADDR:-127.0.0.1}" "--master_port=${MASTER_PORT:-8118}"
+    "--cluster_time_out=${CLUSTER_TIMEOUT:-120}" --join=True --tail_worker_log=0 "--log_dir=$PWD/msrun_log")
+  if [ "$worker_num" != "$device_num" ]; then
+    launch+=("--node_rank=${NODE_RANK:?"WORKER_NUM is more than DEVICE_NUM: set NODE_RANK to the number of this node"}")
+  fi
+  [ "${BIND_CORES:-0}" = 1 ] && launch+=(--bind_core=True)
+  if [ -n "${RANK_TABLE_FILE:-}" ]; then
+    "$PYTHON" -m minddistill hccl-config --check "$RANK_TABLE_FILE" --device_num "$device_num" || exit 2
+    launch+=("--rank_table_file=$RANK_TABLE_FILE")
+  fi
+  if [ "${DRY_RUN:-0}" = 1 ]; then
+    printf 'OMP_NUM_THREADS=%s' "${OMP_NUM_THREADS:-}"
+    printf ' %q' "${launch[@]}" "$@"
+    echo
+    exit 0
+  fi
+  first=$((${NODE_RANK:-0} * device_num))
+  for ((rank = first; rank < first + device_num; rank++)); do
+    mkdir -p "LOG$rank"
+    ln -sfn "../msrun_log/worker_$rank.log" "LOG$rank/log.txt"
+  done
+  start_run "${launch[@]}" "$@"
+}
+
+# Checks that the first argument is a positive number of devices.
+need_number() {
+  if ! [[ "$2" =~ ^[1-9][0-9]*$ ]]; then
+    echo "$1 is '$2'; expected a positive whole number" >&2
+    exit 2
+  fi
+}

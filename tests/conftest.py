@@ -10,6 +10,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as minddistill sets it, when 
 
 import mindspore as ms
 import pytest
+from small import QUICK, command
 
 from minddistill.files import write_json
 from minddistill.models import store
@@ -90,3 +91,23 @@ def tiny_text(tmp_path_factory) -> Path:
             lines.append(f"the {filler} plot is {word}\t{'yes' if index % 2 else 'no'}")
         (path / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, tiny_text, vocabulary) -> Path:
+    """Records of the tiny text: train, dev and test."""
+    out = tmp_path_factory.mktemp("data")
+    files = [word for split in ("train", "dev", "test") for word in (f"--{split}_file", tiny_text / f"{split}.tsv")]
+    flags = ["--task_name", "custom", "--tokenizer", vocabulary, "--output_dir", out, "--max_seq_length", 12]
+    assert command("prepare-task", *flags, *files) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory, data, tiny_encoder) -> Path:
+    """The tiny encoder, trained on the tiny text."""
+    out = tmp_path_factory.mktemp("teacher")
+    flags = ["--model", tiny_encoder, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
+    more = ["--epoch_size", 6, "--learning_rate", 5e-3, "--output_dir", out, *QUICK]
+    assert command("finetune", *flags, *more) == 0
+    return out / "best"

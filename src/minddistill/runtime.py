@@ -23,6 +23,15 @@ class Runtime:
     rank: int = 0
     size: int = 1
 
+    def all(self, true: bool = True) -> bool:
+        """Whether it is true in every process; each waits for the others."""
+        if self.size == 1:
+            return true
+        import mindspore as ms
+        from mindspore import ops
+
+        return int(ops.AllReduce()(ms.Tensor([int(true)], ms.float32)).asnumpy()[0]) == self.size
+
     def reducer(self, parameters: Any) -> Any:
         """A cell that averages gradients over all processes; None where there is one."""
         if self.size == 1:
@@ -67,6 +76,8 @@ def start(device: str = "", device_id: int = 0, distribute: bool = False, device
             "choose one of these or install MindSpore's back end for it"
         )
     ms.set_context(mode=ms.GRAPH_MODE)
+    if distribute:  # msrun counts the devices of each node
+        device_id = int(os.environ.get("DEVICE_ID", device_id))
     ms.set_device(device, device_id) if device != "CPU" else ms.set_device(device)
     if not distribute:
         return Runtime(device, device_id)

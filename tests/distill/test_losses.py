@@ -21,7 +21,7 @@ ONE = tensor([1.0])
 def test_soft_cross_entropy_of_uniform_logits_is_log_c_over_c():
     for classes, expected in ((2, np.log(2) / 2), (3, np.log(3) / 3)):
         zeros = tensor(np.zeros((4, classes)))
-        found = losses.soft_cross_entropy(zeros, zeros, 1.0, tensor(np.ones(4)))
+        found = losses.soft_cross_entropy(zeros, zeros, 1.0, tensor(np.ones(4)), tensor(4.0))
         assert float(found.asnumpy()) == pytest.approx(expected, abs=1e-6)
 
 
@@ -29,36 +29,39 @@ def test_soft_cross_entropy_has_temperature_and_no_square_of_it():
     student, teacher = tensor([[2.0, 0.0]]), tensor([[0.0, 4.0]])
     target = 1 / (1 + np.exp(4 / 2))  # of class 0 at T = 2
     expected = -(target * -np.log1p(np.exp(-1)) + (1 - target) * -(1 + np.log1p(np.exp(-1)))) / 2
-    found = losses.soft_cross_entropy(student, teacher, 2.0, ONE)
+    found = losses.soft_cross_entropy(student, teacher, 2.0, ONE, tensor(1.0))
     assert float(found.asnumpy()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_rows_of_weight_zero_do_not_count():
     student, teacher = tensor([[1.0, 0.0], [9.0, -9.0]]), tensor([[0.0, 0.0], [-9.0, 9.0]])
-    alone = losses.soft_cross_entropy(student[:1], teacher[:1], 1.0, ONE)
-    filled = losses.soft_cross_entropy(student, teacher, 1.0, tensor([1.0, 0.0]))
+    alone = losses.soft_cross_entropy(student[:1], teacher[:1], 1.0, ONE, tensor(1.0))
+    filled = losses.soft_cross_entropy(student, teacher, 1.0, tensor([1.0, 0.0]), tensor(1.0))
     assert float(filled.asnumpy()) == pytest.approx(float(alone.asnumpy()), abs=1e-7)
 
 
 def test_hidden_mse_by_hand():
     student, teacher = tensor([[[1.0, 2.0], [5.0, 5.0]]]), tensor([[[0.0, 0.0], [5.0, 1.0]]])
     mask = Tensor(np.array([[1, 0]], np.int32))
-    assert float(losses.hidden_mse(student, teacher, mask, ONE).asnumpy()) == pytest.approx((1 + 4) / 2)
-    assert float(losses.hidden_mse_reference(student, teacher, mask, ONE).asnumpy()) == pytest.approx((1 + 4 + 16) / 4)
+    assert float(losses.hidden_mse(student, teacher, mask, ONE, tensor(1.0)).asnumpy()) == pytest.approx((1 + 4) / 2)
+    assert float(losses.hidden_mse_reference(student, teacher, ONE, tensor(1.0)).asnumpy()) == pytest.approx(
+        (1 + 4 + 16) / 4
+    )
 
 
 def test_attention_mse_by_hand():
     student = tensor([[[[1.0, -10000.0], [3.0, -10001.0]]]])
     teacher = tensor([[[[0.0, -10000.0], [1.0, -10000.0]]]])
     mask = Tensor(np.array([[1, 0]], np.int32))
-    assert float(losses.attention_mse(student, teacher, mask, ONE).asnumpy()) == pytest.approx(1.0)
-    assert float(losses.attention_mse_reference(student, teacher, mask, ONE).asnumpy()) == pytest.approx((1 + 4) / 4)
+    assert float(losses.attention_mse(student, teacher, mask, ONE, tensor(1.0)).asnumpy()) == pytest.approx(1.0)
+    assert float(losses.attention_mse_reference(student, teacher, ONE, tensor(1.0)).asnumpy()) == pytest.approx(
+        (1 + 4) / 4
+    )
 
 
 def test_reference_zeroes_scores_at_most_minus_100_only():
     student, teacher = tensor([[[[-100.0, -99.9], [0.0, 0.0]]]]), tensor(np.zeros((1, 1, 2, 2)))
-    mask = Tensor(np.array([[1, 1]], np.int32))
-    found = losses.attention_mse_reference(student, teacher, mask, ONE)
+    found = losses.attention_mse_reference(student, teacher, ONE, tensor(1.0))
     assert float(found.asnumpy()) == pytest.approx(99.9**2 / 4, rel=1e-6)
 
 
@@ -86,6 +89,7 @@ def test_padding_changes_the_reference_loss_and_not_the_masked_one(mode):
         mask = np.zeros((3, length), np.int32)
         mask[:, :4] = 1
         batch = {"input_mask": Tensor(mask), "weight": tensor(np.ones(3))}
+        batch |= {"rows": tensor(3.0), "tokens": tensor(3 * 4.0), "pairs": tensor(3 * 16.0)}
         objective = Intermediate(layer_map("0", 1, 2), fit, mode)
         loss, terms = objective(ms.mutable(batch), ms.mutable(student), ms.mutable(teacher))
         assert len(terms) == len(objective.terms) == 2
@@ -94,7 +98,7 @@ def test_padding_changes_the_reference_loss_and_not_the_masked_one(mode):
 
 
 def test_prediction_mixes_labels_in_by_weight():
-    batch = {"weight": ONE, "label_ids": Tensor([1], ms.int32)}
+    batch = {"weight": ONE, "rows": tensor(1.0), "label_ids": Tensor([1], ms.int32)}
     student, teacher = {"logits": tensor([[1.0, 0.0]])}, {"logits": tensor([[0.0, 0.0]])}
     soft = float(Prediction()(*map(ms.mutable, (batch, student, teacher)))[0].asnumpy())
     loss, terms = Prediction(hard_weight=0.25)(*map(ms.mutable, (batch, student, teacher)))

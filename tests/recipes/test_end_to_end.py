@@ -8,33 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from small import QUICK, command
 
-from minddistill.__main__ import run_command
 from minddistill.data.records import read_rows
-
-QUICK = ["--batch_size", "16", "--log_interval", "5", "--buckets", "off"]
-
-
-def command(name: str, *argv: object) -> int:
-    return run_command(name, [str(word) for word in argv])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, tiny_text, vocabulary) -> Path:
-    out = tmp_path_factory.mktemp("data")
-    files = [word for split in ("train", "dev", "test") for word in (f"--{split}_file", tiny_text / f"{split}.tsv")]
-    flags = ["--task_name", "custom", "--tokenizer", vocabulary, "--output_dir", out, "--max_seq_length", 12]
-    assert command("prepare-task", *flags, *files) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory, data, tiny_encoder) -> Path:
-    out = tmp_path_factory.mktemp("teacher")
-    flags = ["--model", tiny_encoder, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
-    more = ["--epoch_size", 6, "--learning_rate", 5e-3, "--output_dir", out, *QUICK]
-    assert command("finetune", *flags, *more) == 0
-    return out / "best"
 
 
 def distil(data, teacher, out, *more) -> int:

@@ -15,6 +15,7 @@ from minddistill.models import store
 from minddistill.models.presets import preset
 from minddistill.params import initialise
 from minddistill.recipes import teacher_cache
+from minddistill.runtime import Runtime
 
 COUNT, LONGEST, WORDS = 21, 16, 40
 
@@ -38,9 +39,13 @@ def test_live_and_cached_teacher_give_the_same_losses(tmp_path):
     initialise(fit, 3, 0.02)
     layout = teacher_cache.layout_of(teacher.config, pairs)
     said: list[str] = []
-    cache = teacher_cache.filled(tmp_path, layout, rows, {"teacher": "x"}, teacher, [8, 16], 2, said.append)
+    cache = teacher_cache.filled(
+        tmp_path, layout, rows, {"teacher": "x"}, teacher, [8, 16], 2, Runtime("CPU"), said.append
+    )
     assert "2 epochs are to save" in said[-2] and "written" in said[-1]
-    again = teacher_cache.filled(tmp_path, layout, rows, {"teacher": "x"}, None, [8, 16], 2, said.append)
+    again = teacher_cache.filled(
+        tmp_path, layout, rows, {"teacher": "x"}, None, [8, 16], 2, Runtime("CPU"), said.append
+    )
     assert said[-1].startswith("Teacher cache: reading") and again.directory == cache.directory
 
     cached = CachedTeacher(3, 2, False)

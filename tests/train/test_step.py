@@ -127,7 +127,7 @@ def test_kernels_train_as_the_plain_step_does(clip, monkeypatch):
     generator = np.random.default_rng(0)
     ids = generator.integers(5, 40, (6, 9)).astype(np.int32)
     batch = {"input_ids": ids, "input_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
-    batch |= {"row": np.arange(6, dtype=np.int32), "weight": np.ones(6, np.float32)}
+    batch |= {"row": np.arange(6, dtype=np.int32), "weight": np.ones(6, np.float32), "rows": np.float32(6)}
     batch["label_ids"] = np.array([0, 1, 1, 0, 1, 0], np.int32)
     if not native.available():
         pytest.skip("no C compiler here, so that every step is the plain one")
@@ -165,6 +165,7 @@ def test_accumulated_micro_batches_move_a_model_as_their_union_does():
         step = build_step(cell, optimizer, LossScale(256.0, 2, 50), StepConfig(accumulate=accumulate))
         for part in np.array_split(np.arange(4), accumulate):
             batch = {name: Tensor(value[part]) for name, value in whole.items()}
+            batch["rows"] = Tensor(len(part), ms.float32)
             _, _, overflow, _ = step(batch, bool(part[-1] == 3))
         assert not overflow.asnumpy()
         moved.append(model.classifier.weight.asnumpy())

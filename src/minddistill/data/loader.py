@@ -131,7 +131,9 @@ class Loader:
 
         Yields:
             `input_ids`, `input_mask`, `segment_ids` (B, S) int32; `label_ids` (B,); `row` (B,) int32, the rows'
-            numbers; `weight` (B,) float32, 1 for rows that count and 0 for those that fill a short batch.
+            numbers; `weight` (B,) float32, 1 for rows that count and 0 for those that fill a short batch; `rows`,
+            `tokens` and `pairs` () float32, sums of weight, weight x length and weight x length^2 over all ranks'
+            parts of the batch, over the number of ranks.
         """
         for planned in self.plan(epoch)[skip:]:
             yield {name: Tensor(value) for name, value in self.batch(planned).items()}
@@ -142,6 +144,8 @@ class Loader:
         rows, places = planned.rows[mine], np.arange(planned.length, dtype=np.int32)
         length, second = self.rows.length[rows, None], self.rows.second[rows, None]
         weight = (np.arange(len(planned.rows))[mine] < planned.real).astype(np.float32)
+        counted = self.rows.length[planned.rows[: planned.real]].astype(np.int64)
+        sums = {"rows": len(counted), "tokens": counted.sum(), "pairs": (counted * counted).sum()}
         mask = (places < length).astype(np.int32)
         values = {
             "input_ids": self.rows.ids[rows, : planned.length].astype(np.int32),
@@ -149,6 +153,7 @@ class Loader:
             "segment_ids": ((places >= second) & (mask == 1)).astype(np.int32),
             "row": rows.astype(np.int32),
             "weight": weight,
+            **{name: np.float32(value / self.size) for name, value in sums.items()},
         }
         if self.rows.label is not None:
             values["label_ids"] = self.rows.label[rows]

@@ -71,21 +71,28 @@ class Intermediate(nn.Cell):
         self.layers, self.fit = layers, fit
         self.attention_pairs = tuple(enumerate(layers.attention))
         self.hidden_pairs = tuple(enumerate(layers.hidden))
-        reference = mode == "reference"
-        self.attention_loss = losses.attention_mse_reference if reference else losses.attention_mse
-        self.hidden_loss = losses.hidden_mse_reference if reference else losses.hidden_mse
+        self.reference = mode == "reference"
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        mask, weight = batch["input_mask"], batch["weight"]
         attention = Tensor(0.0, ms.float32)
         for mine, theirs in self.attention_pairs:
             pair = student["attentions"][mine], teacher["attentions"][theirs]
-            attention = attention + self.attention_loss(pair[0], pair[1], mask, weight)
+            attention = attention + self.attention_loss(pair[0], pair[1], batch)
         hidden = Tensor(0.0, ms.float32)
         for mine, theirs in self.hidden_pairs:
             projected = self.fit(student["hidden"][mine], mine)
-            hidden = hidden + self.hidden_loss(projected, teacher["hidden"][theirs].astype(ms.float32), mask, weight)
+            hidden = hidden + self.hidden_loss(projected, teacher["hidden"][theirs].astype(ms.float32), batch)
         return attention + hidden, (attention, hidden)
+
+    def attention_loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
+        if self.reference:
+            return losses.attention_mse_reference(student, teacher, batch["weight"], batch["rows"])
+        return losses.attention_mse(student, teacher, batch["input_mask"], batch["weight"], batch["pairs"])
+
+    def hidden_loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
+        if self.reference:
+            return losses.hidden_mse_reference(student, teacher, batch["weight"], batch["rows"])
+        return losses.hidden_mse(student, teacher, batch["input_mask"], batch["weight"], batch["tokens"])
 
 
 class Prediction(nn.Cell):
@@ -109,17 +116,18 @@ class Prediction(nn.Cell):
         self.terms = ("soft_loss", "hard_loss") if hard_weight else ("soft_loss",)
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        weight = batch["weight"]
+        weight, rows = batch["weight"], batch["rows"]
         if self.regression:
-            soft = losses.squared_error(student["logits"], ops.stop_gradient(teacher["logits"]).reshape(-1), weight)
+            output = ops.stop_gradient(teacher["logits"]).reshape(-1)
+            soft = losses.squared_error(student["logits"], output, weight, rows)
         else:
-            soft = losses.soft_cross_entropy(student["logits"], teacher["logits"], self.temperature, weight)
+            soft = losses.soft_cross_entropy(student["logits"], teacher["logits"], self.temperature, weight, rows)
         if self.hard_weight == 0:
             return soft, (soft,)
         if self.regression:
-            hard = losses.squared_error(student["logits"], batch["label_ids"], weight)
+            hard = losses.squared_error(student["logits"], batch["label_ids"], weight, rows)
         else:
-            hard = losses.cross_entropy(student["logits"], batch["label_ids"], weight)
+            hard = losses.cross_entropy(student["logits"], batch["label_ids"], weight, rows)
         return (1 - self.hard_weight) * soft + self.hard_weight * hard, (soft, hard)
 
 
@@ -134,7 +142,7 @@ class Labels(nn.Cell):
         self.loss = losses.squared_error if regression else losses.cross_entropy
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        loss = self.loss(student["logits"], batch["label_ids"], batch["weight"])
+        loss = self.loss(student["logits"], batch["label_ids"], batch["weight"], batch["rows"])
         return loss, (loss,)
 
 

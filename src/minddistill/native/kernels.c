@@ -16,6 +16,9 @@
 #define IN(i) ((const float *)params[i])
 #define OUT(i) ((float *)params[i])
 
+/* Whether n numbers are worth waking the other threads for, which takes as long as some ten thousand take one. */
+#define WORTH(n) if ((n) > 32768)
+
 static int64_t product(const int64_t *shape, int from, int to) {
   int64_t n = 1;
   for (int i = from; i < to; i++) n *= shape[i];
@@ -124,7 +127,7 @@ static inline void normalise_grad(const float *x, const float *gamma, float epsi
 /* In: x (N, H), gamma, beta (H), epsilon (1). Out: y = gamma (x - mean) / sqrt(variance + epsilon) + beta. */
 KERNEL(layer_norm) {
   int64_t width = LAST(0), rows = SIZE(0) / width;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) WORTH(rows * width)
   for (int64_t row = 0; row < rows; row++)
     normalise(IN(0) + row * width, IN(1), IN(2), IN(3)[0], width, OUT(4) + row * width);
   return 0;
@@ -136,7 +139,7 @@ KERNEL(layer_norm_grad) {
   int parts = threads();
   float *partial = calloc((size_t)parts * 2 * width, sizeof(float));
   if (partial == NULL) return 1;
-#pragma omp parallel num_threads(parts)
+#pragma omp parallel num_threads(parts) WORTH(rows * width)
   {
     float *dgamma = partial + (int64_t)thread() * 2 * width;
 #pragma omp for schedule(static)
@@ -186,7 +189,7 @@ static inline void apply_mask(struct mask mask, int64_t row, int64_t height, int
 KERNEL(dropout) {
   int64_t width = LAST(0), height = shapes[0][ndims[0] - 2], rows = SIZE(0) / width;
   struct mask mask = read_mask(params, ndims, shapes, 1);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) WORTH(rows * width)
   for (int64_t row = 0; row < rows; row++)
     apply_mask(mask, row, height, width, IN(0) + row * width, OUT(5) + row * width);
   return 0;
@@ -214,7 +217,7 @@ static inline void softmax(const float *x, const float *bias, int64_t width, flo
 KERNEL(attention_weights) {
   int64_t width = LAST(0), height = shapes[0][2], rows = SIZE(0) / width, share = shapes[0][1] * height;
   struct mask mask = read_mask(params, ndims, shapes, 2);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) WORTH(rows * width)
   for (int64_t row = 0; row < rows; row++) {
     float *y = OUT(6) + row * width;
     softmax(IN(0) + row * width, IN(1) + row / share * width, width, y);
@@ -228,7 +231,7 @@ KERNEL(attention_weights_grad) {
   int64_t width = LAST(0), height = shapes[0][2], rows = SIZE(0) / width, share = shapes[0][1] * height;
   struct mask mask = read_mask(params, ndims, shapes, 2);
   int failed = 0;
-#pragma omp parallel
+#pragma omp parallel WORTH(rows * width)
   {
     float *g = malloc(width * sizeof(float));
     if (g == NULL) failed = 1;
@@ -250,7 +253,7 @@ KERNEL(attention_weights_grad) {
 /* y (B, A, S, D) of x (B, S, A, D): scale (x + bias), heads before positions. */
 static void split(const float *x, const float *bias, float scale, const int64_t *to, float *y) {
   int64_t heads = to[1], length = to[2], width = to[3];
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for collapse(2) schedule(static) WORTH(product(to, 0, 4))
   for (int64_t row = 0; row < to[0]; row++)
     for (int64_t head = 0; head < heads; head++)
       for (int64_t place = 0; place < length; place++) {
@@ -280,7 +283,7 @@ KERNEL(merge_heads_grad) {
 KERNEL(merge_heads) {
   int64_t heads = shapes[0][1], length = shapes[0][2], width = shapes[0][3], rows = shapes[0][0] * length;
   float scale = IN(1)[0];
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) WORTH(SIZE(0))
   for (int64_t row = 0; row < rows; row++)
     for (int64_t head = 0; head < heads; head++) {
       const float *from = IN(0) + ((row / length * heads + head) * length + row % length) * width;
@@ -294,7 +297,7 @@ KERNEL(merge_heads) {
 KERNEL(bias_gelu) {
   int64_t width = LAST(0), rows = SIZE(0) / width;
   const float *bias = IN(1);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) WORTH(rows * width)
   for (int64_t row = 0; row < rows; row++) {
     const float *x = IN(0) + row * width;
     float *y = OUT(2) + row * width;
@@ -314,7 +317,7 @@ KERNEL(bias_gelu_grad) {
   int parts = threads();
   float *partial = calloc((size_t)parts * width, sizeof(float));
   if (partial == NULL) return 1;
-#pragma omp parallel num_threads(parts)
+#pragma omp parallel num_threads(parts) WORTH(rows * width)
   {
     float *dbias = partial + thread() * width;
 #pragma omp for schedule(static)
@@ -339,7 +342,7 @@ KERNEL(add_norm) {
   int64_t width = LAST(0), height = shapes[0][1], rows = SIZE(0) / width;
   const float *bias = IN(2);
   struct mask mask = read_mask(params, ndims, shapes, 6);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) WORTH(rows * width)
   for (int64_t row = 0; row < rows; row++) {
     const float *x = IN(0) + row * width, *fed = IN(1) + row * width;
     float *y = OUT(10) + row * width;
@@ -359,7 +362,7 @@ KERNEL(add_norm_grad) {
   int parts = threads();
   float *partial = calloc((size_t)parts * 3 * width, sizeof(float));
   if (partial == NULL) return 1;
-#pragma omp parallel num_threads(parts)
+#pragma omp parallel num_threads(parts) WORTH(rows * width)
   {
     float *dbias = partial + (int64_t)thread() * 3 * width, *dgamma = dbias + width, *dbeta = dgamma + width;
 #pragma omp for schedule(static)
@@ -385,7 +388,7 @@ KERNEL(sum_rows) {
   int parts = threads();
   float *partial = calloc((size_t)parts * width, sizeof(float));
   if (partial == NULL) return 1;
-#pragma omp parallel num_threads(parts)
+#pragma omp parallel num_threads(parts) WORTH(rows * width)
   {
     float *sum = partial + thread() * width;
 #pragma omp for schedule(static)

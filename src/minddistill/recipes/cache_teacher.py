@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .. import runtime
 from ..config import parse
 from ..distill.layer_map import layer_map
 from ..distill.objectives import check_heads
@@ -29,9 +30,10 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
     caches = Path(learning.teacher_cache)
     run_flags.output_dir = run_flags.output_dir or str(caches)
     config.do_eval = bool(config.eval_data_dir)
-    directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags])
+    place = runtime.start(config.device_target, config.device_id)
+    directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags], place)
     try:
-        job = prepare(config, learning, student, run_flags, step_flags, directory, log)
+        job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
         teacher = job.build(job.teacher, job.teacher.config)
         if job.dev is not None:
             shapes = common.eval_buckets(job.buckets, job.dev)

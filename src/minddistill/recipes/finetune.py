@@ -44,9 +44,10 @@ def run(config: Config, optim: OptimFlags, run_flags: RunFlags, step_flags: Step
     Raises:
         UserError: flags, records or model do not go together.
     """
-    directory, log = open_run(run_flags, [config, optim, run_flags, step_flags])
+    place = runtime.start(config.device_target, config.device_id)
+    directory, log = open_run(run_flags, [config, optim, run_flags, step_flags], place)
     try:
-        return _run(config, optim, run_flags, step_flags, directory, log)
+        return _run(config, optim, run_flags, step_flags, place, directory, log)
     finally:
         log.close()
 
@@ -56,10 +57,10 @@ def _run(
     optim: OptimFlags,
     run_flags: RunFlags,
     step_flags: StepFlags,
+    place: runtime.Runtime,
     directory: Path,
     log: RunLog,
 ) -> tuple[Path, dict[str, float]]:
-    place = runtime.start(config.device_target, config.device_id)
     weights = store.read_weights(config.model, config.num_attention_heads)
     options = {"kind": config.dataset_type, "schema_file": config.schema_dir}
     train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)

@@ -64,9 +64,10 @@ def run(
         UserError: flags, records and teacher do not go together.
     """
     run_flags.output_dir = run_flags.output_dir or config.save_ckpt_path or "runs/general_distill"
-    directory, log = open_run(run_flags, [config, learning, student_flags, run_flags, step_flags])
+    place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
+    directory, log = open_run(run_flags, [config, learning, student_flags, run_flags, step_flags], place)
     try:
-        return run_stage(prepare(config, learning, student_flags, run_flags, step_flags, directory, log))[0]
+        return run_stage(prepare(config, learning, student_flags, run_flags, step_flags, place, directory, log))[0]
     finally:
         log.close()
 
@@ -77,6 +78,7 @@ def prepare(
     student_flags: StudentFlags,
     run_flags: RunFlags,
     step_flags: StepFlags,
+    place: runtime.Runtime,
     directory: Path,
     log: common.RunLog,
 ) -> Stage:
@@ -85,9 +87,6 @@ def prepare(
     Raises:
         UserError: they do not go together.
     """
-    place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    if place.rank:
-        log.directory = None
     common.note_data_sink(config.enable_data_sink, place, log)
     if not config.load_teacher_ckpt_path:
         raise UserError("--load_teacher_ckpt_path is empty; expected the pretrained teacher's directory or .ckpt")
@@ -116,8 +115,6 @@ def prepare(
     log.line(f"The student has {wanted.num_hidden_layers} layers; they learn from teacher layers {pairs.attention}")
 
     def save(name: str, found: Mapping[str, float]) -> Path:
-        if place.rank:
-            return directory / name
         return store.save(
             directory / name,
             student,

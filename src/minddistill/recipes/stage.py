@@ -29,6 +29,8 @@ from .flags import RunFlags
 class Stage:
     """One stage of training: everything that `run_stage` needs, handed over as values.
 
+    Of several processes only the first evaluates, saves and writes.
+
     `build` makes the cell and its batches; it is not called for a stage that was finished before.
     """
 
@@ -85,6 +87,7 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
         line = checkpoints.restore(state)
         if line:
             stage.log.line(line)
+    leads = stage.runtime.rank == 0
     step = build_step(cell, optimizer, scale, stage.step, stage.runtime.reducer(optimizer.parameters))
     stage.log.line(
         f"{stage.name}: {len(train.rows)} rows, {len(train)} steps an epoch, {stage.epochs} epochs, lengths "
@@ -99,7 +102,7 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
     latest: dict[str, Any] = {"step": -1, "metrics": {}}
 
     def judge(state: TrainState, outputs: tuple) -> None:
-        if stage.evaluate is None or latest["step"] == state.step:
+        if not leads or stage.evaluate is None or latest["step"] == state.step:
             return
         found = stage.evaluate()
         latest.update(step=state.step, metrics=found)
@@ -114,7 +117,8 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
 
     hooks = [Hook(stage.flags.log_interval, log), Hook(1, stage.log.tick)]
     hooks.append(Hook(stage.eval_steps, judge, at_epoch_end=True))
-    hooks.append(Hook(stage.save_steps, lambda state, outputs: checkpoints.save(state), at_epoch_end=True))
+    if leads:
+        hooks.append(Hook(stage.save_steps, lambda state, outputs: checkpoints.save(state), at_epoch_end=True))
     began, ahead = time.perf_counter(), Prefetched(train)
     try:
         fit(
@@ -125,6 +129,7 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
             hooks=hooks,
             accumulate=stage.step.accumulate,
             most_steps=stage.most_steps,
+            leads=leads,
             stop_early=lambda s: bool(stage.patience) and s.epoch - s.best.get("epoch", s.epoch) > stage.patience,
         )
     except Stopped:
@@ -135,19 +140,21 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
     finally:
         stage.log.stop()
     judge(state, ())
-    last = stage.save("last", latest["metrics"])
+    last = stage.save("last", latest["metrics"]) if leads else stage.directory / "last"
     result, found = Path(state.best.get("result", str(last))), state.best.get("metrics", {})
     seconds = time.perf_counter() - began
     stage.log.line(
         f"{stage.name}: {state.step} steps in {seconds:.1f} s, {ahead.waited / seconds:.1%} of it waiting for data; "
         f"result in {result}"
     )
-    write_json(done, {"identity": identity, "result": str(result), "metrics": found})
+    if leads:
+        write_json(done, {"identity": identity, "result": str(result), "metrics": found})
+    stage.runtime.all()  # what was saved is there for every process
     return result, found
 
 
-def open_run(flags: RunFlags, groups: Sequence[Any]) -> tuple[Path, RunLog]:
-    """Make the run directory with `config.yaml`, and its log.
+def open_run(flags: RunFlags, groups: Sequence[Any], place: runtime.Runtime) -> tuple[Path, RunLog]:
+    """Make the run directory with `config.yaml`, and its log; the first process writes them, the others print only.
 
     Raises:
         UserError: `--output_dir` is empty or a file.
@@ -157,6 +164,8 @@ def open_run(flags: RunFlags, groups: Sequence[Any]) -> tuple[Path, RunLog]:
     directory = Path(flags.output_dir)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--output_dir {directory}: is a file; expected a directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    dump(directory / "config.yaml", groups)
-    return directory, RunLog(directory, flags.log_interval)
+    if not place.rank:
+        directory.mkdir(parents=True, exist_ok=True)
+        dump(directory / "config.yaml", groups)
+    place.all()  # the directory is there for every process
+    return directory, RunLog(None if place.rank else directory, flags.log_interval)

@@ -32,6 +32,8 @@ class Config:
     device_target: Literal["", "Ascend", "GPU", "CPU"] = flag("", "Ascend, GPU or CPU; empty takes the best there is")
     do_train: bool = flag(True, "enable training")
     do_eval: bool = flag(True, "enable evaluation")
+    distribute: bool = flag(False, "train on several devices, started by msrun")
+    device_num: int = flag(1, "number of devices")
     td_phase1_epoch_size: int = flag(10, "epochs of phase 1")
     td_phase2_epoch_size: int = flag(3, "epochs of phase 2")
     device_id: int = flag(0, "number of the device")
@@ -137,10 +139,11 @@ class Job:
             layout = teacher_cache.begun(self.caches, owner) or layout
         started = teacher_cache.path_of(self.caches, owner, layout).is_dir()
         if setting == "auto" and teacher is not None and not started:
-            if not teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line):
+            pays = teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line)
+            if not self.place.all(pays):
                 return teacher, None
         cache = teacher_cache.filled(
-            self.caches, layout, self.train, owner, teacher, self.buckets, epochs, self.log.line
+            self.caches, layout, self.train, owner, teacher, self.buckets, epochs, self.place, self.log.line
         )
         if pairs is None:
             return CachedTeacher(0, 0, True), cache.logits
@@ -154,6 +157,8 @@ class Job:
             buckets=self.buckets,
             seed=self.run.seed,
             shuffle=self.config.do_shuffle,
+            rank=self.place.rank,
+            size=self.place.size,
             columns=columns,
         )
 
@@ -178,14 +183,15 @@ def run(
     if not config.do_train:
         return _evaluate(config, learning, config.load_td1_ckpt_path, run_flags.output_dir)
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
-    directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags])
+    place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
+    directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags], place)
     try:
-        job = prepare(config, learning, student, run_flags, step_flags, directory, log)
+        job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
         first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else run_stage(phase_one(job))[0]
         result = run_stage(phase_two(job, first))
-        if learning.teacher_cache == "auto":
+        if learning.teacher_cache == "auto" and not place.rank:
             shutil.rmtree(job.caches, ignore_errors=True)  # it may be large, and this run does not need it again
-        if config.do_eval and "," in config.eval_data_dir:
+        if not place.rank and config.do_eval and "," in config.eval_data_dir:
             _evaluate(config, learning, str(result[0]), str(directory / "evaluation"))
         return result
     finally:
@@ -198,6 +204,7 @@ def prepare(
     student: StudentFlags,
     run_flags: RunFlags,
     step_flags: StepFlags,
+    place: runtime.Runtime,
     directory: Path,
     log: Any,
 ) -> Job:
@@ -206,7 +213,6 @@ def prepare(
     Raises:
         UserError: they do not go together.
     """
-    place = runtime.start(config.device_target, config.device_id)
     common.note_data_sink(config.enable_data_sink, place, log)
     config.load_teacher_ckpt_path = config.load_teacher_ckpt_path or teacher_cache.outline_in(learning.teacher_cache)
     if not config.load_teacher_ckpt_path:

@@ -21,6 +21,7 @@ from ..files import read_json
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel, outputs_function
+from ..runtime import Runtime
 from .common import EVAL_BATCH
 
 SETTINGS = ("auto", "off")  # of --teacher_cache, besides a directory
@@ -105,9 +106,12 @@ def filled(
     teacher: TextModel | None,
     buckets: list[int],
     epochs: int,
+    place: Runtime,
     say: Callable[[str], None],
 ) -> TeacherCache:
     """The cache of `layout` under `caches`, whole: what is missing is computed, shard by shard.
+
+    Of several processes, which share the directory, each computes a part of the shards.
 
     Args:
         owner: from `identity`.
@@ -117,7 +121,10 @@ def filled(
         UserError: outputs are missing, and so is the teacher.
     """
     cache = TeacherCache(path_of(caches, owner, layout), layout, rows.length, owner)
-    missing, dropped = cache.missing()
+    for rank in range(place.size):  # one after the other: looking drops what is not to be used
+        if rank == place.rank:
+            missing, dropped = cache.missing()
+        place.all()
     for line in dropped:
         say(f"Teacher cache: {line}; computed again")
     if not missing:
@@ -136,8 +143,9 @@ def filled(
         f"save {seconds * max(epochs - 1, 0):.0f} s"
     )
     began = time.perf_counter()
-    for shard in missing:
+    for shard in missing[place.rank :: place.size]:
         cache.write(shard, _outputs(forward, cache, rows, shard, buckets))
+    place.all()
     say(f"Teacher cache: written in {time.perf_counter() - began:.0f} s")
     return cache
 

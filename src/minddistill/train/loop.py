@@ -100,6 +100,7 @@ def fit(
     hooks: Sequence[Hook],
     accumulate: int = 1,
     most_steps: int = 0,
+    leads: bool = True,
     stop_early: Callable[[TrainState], bool] | None = None,
 ) -> None:
     """Train from where `state` stands to the end of `epochs`.
@@ -107,12 +108,13 @@ def fit(
     Args:
         step: from `build_step`.
         most_steps: stop after so many steps in all; 0 for no limit.
+        leads: whether signals stop this process; of several, only the first listens, and the others end with it.
         stop_early: asked after each epoch.
 
     Raises:
         Stopped: the process was told to stop; `state` is between two steps.
     """
-    with _signals() as told:
+    with _signals(leads) as told:
         while state.epoch < epochs:
             outputs: tuple = ()
             for batch in batches.epoch(state.epoch, state.position):
@@ -136,7 +138,7 @@ def fit(
 
 
 @contextmanager
-def _signals() -> Iterator[threading.Event]:
+def _signals(leads: bool) -> Iterator[threading.Event]:
     """SIGTERM and the first Ctrl-C ask the loop to stop; a second Ctrl-C stops at once."""
     told = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -144,6 +146,8 @@ def _signals() -> Iterator[threading.Event]:
         return
 
     def tell(number: int, frame: Any) -> None:
+        if not leads:
+            return
         if told.is_set():
             raise KeyboardInterrupt
         told.set()

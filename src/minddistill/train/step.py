@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import mindspore as ms
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, communication, nn, ops
 
 from .. import native
 from ..errors import UserError
@@ -95,6 +95,8 @@ class _Step(nn.Cell):
         self.largest = Tensor(config.clip_norm, ms.float32)
         self.one = Tensor(1.0, ms.float32)
         self.no = Tensor(False, ms.bool_)
+        self.all_reduce = ops.AllReduce() if reducer is not None else None
+        self.processes = communication.get_group_size() if reducer is not None else 1
         self.square_sums = native.operator("square_sums")
 
     def construct(self, batch: dict) -> tuple:
@@ -109,6 +111,8 @@ class _Step(nn.Cell):
             used = ops.depend(used, cleared)
         if self.reducer is not None:
             grads = self.reducer(tuple(grads))
+            loss = self.all_reduce(loss) / self.processes
+            terms = tuple([self.all_reduce(term) / self.processes for term in terms])
         squares = self.squares(grads)
         total = squares.sum()
         finite = ops.isfinite(total)
