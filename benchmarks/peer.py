@@ -140,6 +140,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     rows = np.load(args.rows)
     ids, length, second = rows["ids"], rows["length"], rows["second"]
+    ids = np.pad(ids, ((0, 0), (0, max(args.length - ids.shape[1], 0))))
     student = load(args.teacher, [1, 3, 5], 0.1, 2).train()
     teacher = load(args.teacher, None, 0.0, 2).eval()
     project = nn.Linear(student.word.embedding_dim, teacher.word.embedding_dim)

@@ -106,7 +106,9 @@ def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
 def note_data_sink(wanted: bool, place: runtime.Runtime, log: RunLog) -> None:
     """Say what becomes of `--enable_data_sink`: batches of several lengths are fed step by step on every device."""
     if wanted:
-        log.line(f"Data sink: batches are fed step by step on {place.device}, so that their lengths may differ")
+        log.line(
+            f"Data sink: on {place.device} a thread makes batches ahead, fed step by step as their lengths may differ"
+        )
 
 
 def fit_dense(
