@@ -49,6 +49,9 @@ start_workers() {
     "$PYTHON" -m minddistill hccl-config --check "$RANK_TABLE_FILE" --device_num "$device_num" || exit 2
     launch+=("--rank_table_file=$RANK_TABLE_FILE")
   fi
+  # msrun starts its processes by the name python3: it must find the interpreter of this project.
+  PATH="$(dirname "$(command -v "$PYTHON")"):$PATH"
+  launch+=(python3)
   if [ "${DRY_RUN:-0}" = 1 ]; then
     printf 'OMP_NUM_THREADS=%s' "${OMP_NUM_THREADS:-}"
     printf ' %q' "${launch[@]}" "$@"
