@@ -38,13 +38,13 @@ CASES = {
 
 def ours(work: Path, side: str, steps: int) -> list[str]:
     """The command of one of our sides."""
-    out = ["--output_dir", str(work / "out" / side), "--load_teacher_ckpt_path", str(work / "teacher")]
+    task = "wiki" if "wiki" in side else "QNLI" if "qnli" in side else "SST-2"
+    out = ["--output_dir", str(work / "out" / side), "--load_teacher_ckpt_path", str(work / f"teacher_{task}")]
     out += ["--enable_data_sink", "false", "--save_ckpt_step", "1000000", "--resume", "false"]
-    if "wiki" in side:
+    if task == "wiki":
         out += ["--data_dir", str(work / "wiki"), "--student", "minilm-l3", "--init_from_teacher", "1,3,5"]
         out += ["--batch_size", "32"] + ([] if "float32" in side else _FAST)
         return [str(HERE / "ours.py"), "general", str(steps), *out]
-    task = "QNLI" if "qnli" in side else "SST-2"
     out += [*_TASK, *_FAST, "--train_data_dir", str(work / task / "train")]
     if side.endswith("phase2"):
         first = ["--load_td1_ckpt_path", str(work / "out" / "ours_sst2" / "phase1" / "last")]
@@ -60,7 +60,7 @@ def peer(work: Path, side: str, steps: int) -> list[str]:
     rows = {"sst2": "SST-2", "qnli": "QNLI", "wiki": "wiki"}[rest[0]]
     stage = "general" if rows == "wiki" else "phase2" if rest[-1] == "phase2" else "phase1"
     words = ["--kind", kind, "--stage", stage, "--length", length, "--steps", str(steps), "--epochs", "3"]
-    words += ["--rows", str(work / f"{rows}.npz"), "--teacher", str(work / "teacher")]
+    words += ["--rows", str(work / f"{rows}.npz"), "--teacher", str(work / f"teacher_{rows}")]
     return [str(HERE / "peer.py"), *words, "--output", str(work / "out" / side)]
 
 

@@ -1,6 +1,6 @@
 """Makes what the benchmarks read, under one directory, and times the writing of records (case D1).
 
-A teacher (MiniLM-L6 with a classifier; its weights do not matter to speed), records of SST-2, QNLI and wiki text, and
+Teachers (MiniLM-L6 with a classifier; its weights do not matter to speed), records of SST-2, QNLI and wiki text, and
 the same rows as .npz for the peers, which so read faster than from records. Run by bench.py.
 """
 
@@ -43,14 +43,18 @@ def main() -> None:
     texts = sorted((data / "wiki").glob("*.txt"))
     words = ("prepare-corpus", "--input", ",".join(map(str, texts)), "--tokenizer", encoder)
     took["wiki"] = seconds(3, out / "wiki", *words)
+    labels: dict[str, tuple[str, ...]] = {}
     for name in ("SST-2/train", "QNLI/train", "wiki"):
         rows = records.read_rows(out / name, labelled=name != "wiki")
-        np.savez(out / f"{name.split('/')[0]}.npz", ids=rows.ids, length=rows.length, second=rows.second)
+        part = name.split("/")[0]
+        np.savez(out / f"{part}.npz", ids=rows.ids, length=rows.length, second=rows.second)
+        labels[part] = tuple(rows.meta.get("labels", ("0", "1")))
     runtime.start("CPU")
     weights = store.read_weights(encoder)
-    teacher = store.build(weights, weights.config.with_(labels=("0", "1")), seed=1, may_miss=("classifier.",))
     about = {"command": "benchmarks/inputs.py", "parents": {"encoder": encoder}, "data": {}, "metrics": {}}
-    store.save(out / "teacher", teacher, tokenizer_from=Path(encoder), **about)
+    for part, names in labels.items():
+        teacher = store.build(weights, weights.config.with_(labels=names), seed=1, may_miss=("classifier.",))
+        store.save(out / f"teacher_{part}", teacher, tokenizer_from=Path(encoder), **about)
     sentences = sum(json.loads(meta.read_text())["rows"] for meta in (out / "SST-2").glob("*/meta.json"))
     written = {
         "sentences_per_second": sentences / took["SST-2"],
