@@ -66,10 +66,8 @@ def main() -> None:
         else:
             times[length].append(took)
             tokens, counted = tokens + real, counted + took
-        if sum(map(len, times.values())) >= sample and len(compiling) == len(set(lengths)):
+        if sum(map(len, times.values())) >= sample and all(times[each] for each in set(lengths)):
             break
-    for length in compiling:  # one that was met once only
-        times[length] = times[length] or [compiling[length]]
     at = time.perf_counter()
     stage.save("last", {})
     saving = time.perf_counter() - at
