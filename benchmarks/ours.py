@@ -20,8 +20,6 @@ from minddistill.config import parse
 from minddistill.recipes import general_distill, task_distill
 from minddistill.recipes.stage import Stage, open_run
 from minddistill.train.loop import Prefetched
-from minddistill.train.optim import build_optimizer
-from minddistill.train.step import LossScale, build_step
 
 
 def stage_of(which: str, argv: list[str]) -> Stage:
@@ -47,9 +45,7 @@ def main() -> None:
     cell, train = stage.build()
     caching = time.perf_counter() - at
     total = len(train) * stage.epochs
-    optimizer = build_optimizer(cell.trained(), stage.optim, total)
-    scale = LossScale(stage.step.loss_scale_value, stage.step.scale_factor, stage.step.scale_window)
-    step = build_step(cell, optimizer, scale, stage.step)
+    _, _, step = stage.step_of(cell, total)
     lengths = [planned.length for planned in train.plan(0)]
     compiling, times, tokens = {}, defaultdict(list), 0
     ahead = Prefetched(train)

@@ -14,9 +14,6 @@ from pathlib import Path
 import bench
 from ours import stage_of
 
-from minddistill.train.optim import build_optimizer
-from minddistill.train.step import LossScale, build_step
-
 
 def resident() -> float:
     """Resident memory of this process in GB."""
@@ -30,9 +27,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=work) as out:
         stage = stage_of("phase1", [*words, "--output_dir", out])
         cell, train = stage.build()
-        optimizer = build_optimizer(cell.trained(), stage.optim, len(train) * stage.epochs)
-        scale = LossScale(stage.step.loss_scale_value, stage.step.scale_factor, stage.step.scale_window)
-        step = build_step(cell, optimizer, scale, stage.step)
+        _, _, step = stage.step_of(cell, len(train) * stage.epochs)
         levels = {}
         for number, batch in zip(range(1, most + 1), train.epoch(0), strict=False):
             step(batch)[0].asnumpy()

@@ -66,10 +66,38 @@ start_workers() {
   start_run "${launch[@]}" "$@"
 }
 
-# Checks that the first argument is a positive number of devices.
+# Checks that the argument named $1 is a positive whole number.
 need_number() {
   if ! [[ "$2" =~ ^[1-9][0-9]*$ ]]; then
     echo "$1 is '$2'; expected a positive whole number" >&2
     exit 2
   fi
+}
+
+# Ends with the usage of the script that was called, whose arguments are $2, where $3 of them are fewer than $1.
+need_arguments() {
+  if [ "$3" -lt "$1" ]; then
+    echo "usage: bash scripts/$(basename "$0") $2 [flags]" >&2
+    exit 2
+  fi
+}
+
+# Gives each of $1 processes on this node its share of the cores, where OMP_NUM_THREADS does not say otherwise.
+share_cores() {
+  local cores
+  cores="$(getconf _NPROCESSORS_ONLN)"
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > $1 ? cores / $1 : 1))}"
+}
+
+# Distributed task distillation on the device $1; the rest are the arguments of run_distributed_td_*.sh.
+start_task_distillation() {
+  local device="$1"
+  shift
+  need_arguments 4 "DEVICE_NUM TRAIN_DATA_DIR EVAL_DATA_DIR TEACHER" $#
+  need_number DEVICE_NUM "$1"
+  if [ "$device" = CPU ]; then share_cores "$1"; fi
+  start_workers "$1" "$PROJECT_DIR/run_task_distill.py" \
+    --distribute=true --device_target="$device" --device_num="${WORKER_NUM:-$1}" \
+    --train_data_dir="$2" --eval_data_dir="$3" --load_teacher_ckpt_path="$4" \
+    --output_dir="${output_dir:-$PWD/task_distill}" "${@:5}"
 }

@@ -2,11 +2,8 @@
 # Distributed general distillation on Ascend.
 #   bash scripts/run_distributed_gd_ascend.sh DEVICE_NUM EPOCH_SIZE RANK_TABLE_FILE [flags]
 # Set the variables here or in the environment. BIND_CORES=0 does without cores of their own for the processes.
-if [ $# -lt 3 ]; then
-  echo "usage: bash scripts/run_distributed_gd_ascend.sh DEVICE_NUM EPOCH_SIZE RANK_TABLE_FILE [flags]" >&2
-  exit 2
-fi
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+need_arguments 3 "DEVICE_NUM EPOCH_SIZE RANK_TABLE_FILE" $#
 need_number DEVICE_NUM "$1"
 need_number EPOCH_SIZE "$2"
 

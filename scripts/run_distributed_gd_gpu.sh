@@ -1,13 +1,11 @@
 #!/usr/bin/env bash
 # Distributed general distillation on GPU.
 #   bash scripts/run_distributed_gd_gpu.sh DEVICE_NUM EPOCH_SIZE DATA_DIR SCHEMA_DIR TEACHER_CKPT [flags]
-if [ $# -lt 5 ]; then
-  echo "usage: bash scripts/run_distributed_gd_gpu.sh DEVICE_NUM EPOCH_SIZE DATA_DIR SCHEMA_DIR TEACHER_CKPT [flags]" >&2
-  exit 2
-fi
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+need_arguments 5 "DEVICE_NUM EPOCH_SIZE DATA_DIR SCHEMA_DIR TEACHER_CKPT" $#
 need_number DEVICE_NUM "$1"
 need_number EPOCH_SIZE "$2"
+if [ "${device_target:-GPU}" = CPU ]; then share_cores "$1"; fi
 
 start_workers "$1" "$PROJECT_DIR/run_general_distill.py" \
   --distribute=true --device_target="${device_target:-GPU}" --device_num="${WORKER_NUM:-$1}" --epoch_size="$2" \

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "3")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as minddistill sets it, when imported before MindSpore
+import minddistill  # noqa: F401  # isort: skip  (before MindSpore, which reads what it sets)
 
 import mindspore as ms
 import pytest

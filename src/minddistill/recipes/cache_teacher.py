@@ -30,7 +30,7 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
     caches = Path(learning.teacher_cache)
     run_flags.output_dir = run_flags.output_dir or str(caches)
     config.do_eval = bool(config.eval_data_dir)
-    place = runtime.start(config.device_target, config.device_id)
+    place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
     directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags], place)
     try:
         job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
@@ -44,7 +44,9 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
             pairs = layer_map(student.layer_map, wanted.num_hidden_layers, job.teacher.config.num_hidden_layers)
             check_heads(pairs, wanted.num_attention_heads, job.teacher.config.num_attention_heads)
         job.taught(pairs, teacher)
-        outline = store.save_outline(caches / f"teacher_{job.teacher.fingerprint()}", job.teacher)
+        outline = caches / f"teacher_{job.teacher.fingerprint()}"
+        if not place.rank:
+            store.save_outline(outline, job.teacher)
         log.line(f"Task distillation runs without the teacher: --teacher_cache {caches} (its outline is {outline})")
         return outline
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mindspore import nn
 
 from .. import runtime
 from ..config import dump
@@ -52,6 +53,13 @@ class Stage:
     most_steps: int = 0
     identity: dict[str, Any] = field(default_factory=dict)
 
+    def step_of(self, cell: Distiller, updates: int) -> tuple[nn.Optimizer, LossScale, Callable[..., tuple]]:
+        """The optimiser over so many updates, the loss scale, and the training step that uses both."""
+        optimizer = build_optimizer(cell.trained(), self.optim, updates)
+        scale = LossScale(self.step.loss_scale_value, self.step.scale_factor, self.step.scale_window)
+        reducer = self.runtime.reducer(optimizer.parameters)
+        return optimizer, scale, build_step(cell, optimizer, scale, self.step, reducer)
+
 
 def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
     """Train to the end, or from where an earlier run stopped.
@@ -73,22 +81,19 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
             stage.log.line(f"{stage.name}: finished before; its result is {record['result']}")
             return Path(record["result"]), record["metrics"]
     cell, train = stage.build()
-    trained = cell.trained()
     total = len(train) * stage.epochs
     updates = -(-len(train) // stage.step.accumulate) * stage.epochs
     if stage.most_steps:
         total = min(total, stage.most_steps)
         updates = min(updates, -(-total // stage.step.accumulate))
-    optimizer = build_optimizer(trained, stage.optim, updates)
-    scale = LossScale(stage.step.loss_scale_value, stage.step.scale_factor, stage.step.scale_window)
-    state = TrainState(trained, optimizer, scale, identity)
+    optimizer, scale, step = stage.step_of(cell, updates)
+    state = TrainState(cell.trained(), optimizer, scale, identity)
     checkpoints = Checkpoints(stage.directory / "checkpoints", stage.keep)
     if stage.flags.resume:
         line = checkpoints.restore(state)
         if line:
             stage.log.line(line)
     leads = stage.runtime.rank == 0
-    step = build_step(cell, optimizer, scale, stage.step, stage.runtime.reducer(optimizer.parameters))
     stage.log.line(
         f"{stage.name}: {len(train.rows)} rows, {len(train)} steps an epoch, {stage.epochs} epochs, lengths "
         f"{','.join(map(str, train.buckets))} ({train.padding():.2f} padded tokens for a real one)"

@@ -89,7 +89,7 @@ class _Step(nn.Cell):
     ):
         super().__init__(auto_prefix=False)
         self.gradients = ms.value_and_grad(scaled, None, optimizer.parameters, has_aux=True)
-        self.scaled, self.scale, self.optimizer, self.reducer = scaled, scaled.scale, optimizer, reducer
+        self.scaled, self.scale, self.reducer = scaled, scaled.scale, reducer
         self.buffers, self.update, self.clip = buffers, update, config.clip
         self.optimise = Update(optimizer)
         self.largest = Tensor(config.clip_norm, ms.float32)
@@ -152,9 +152,9 @@ def build_step(
         reducer: averages gradients over processes; None for one.
 
     Returns:
-        step(batch, last=True): (loss, its parts by name, overflow, loss scale used), all tensors on the device, so that nothing
-        waits for the host. With `config.accumulate` > 1, `last` is False for all but the last micro-batch of an
-        update. An overflow skips the update and lowers the scale.
+        step(batch, last=True): (loss, its parts by name, overflow, loss scale used), all tensors on the device, so that
+        nothing waits for the host. With `config.accumulate` > 1, `last` is False for all but the last micro-batch of
+        an update. An overflow skips the update and lowers the scale.
     """
     buffers = optimizer.parameters.clone(prefix="accumulated", init="zeros") if config.accumulate > 1 else None
     scaled = _Scaled(cell, scale, optimizer.global_step, 1.0 / config.accumulate)
