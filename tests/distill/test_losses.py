@@ -43,7 +43,7 @@ def test_rows_of_weight_zero_do_not_count():
 def test_hidden_mse_by_hand():
     student, teacher = tensor([[[1.0, 2.0], [5.0, 5.0]]]), tensor([[[0.0, 0.0], [5.0, 1.0]]])
     mask = Tensor(np.array([[1, 0]], np.int32))
-    assert float(losses.hidden_mse(student, teacher, mask, ONE, tensor(1.0)).asnumpy()) == pytest.approx((1 + 4) / 2)
+    assert float(losses.HiddenMSE()(student, teacher, mask, ONE, tensor(1.0)).asnumpy()) == pytest.approx((1 + 4) / 2)
     assert float(losses.hidden_mse_reference(student, teacher, ONE, tensor(1.0)).asnumpy()) == pytest.approx(
         (1 + 4 + 16) / 4
     )
@@ -53,7 +53,7 @@ def test_attention_mse_by_hand():
     student = tensor([[[[1.0, -10000.0], [3.0, -10001.0]]]])
     teacher = tensor([[[[0.0, -10000.0], [1.0, -10000.0]]]])
     mask = Tensor(np.array([[1, 0]], np.int32))
-    assert float(losses.attention_mse(student, teacher, mask, ONE, tensor(1.0)).asnumpy()) == pytest.approx(1.0)
+    assert float(losses.AttentionMSE()(student, teacher, mask, ONE, tensor(1.0)).asnumpy()) == pytest.approx(1.0)
     assert float(losses.attention_mse_reference(student, teacher, ONE, tensor(1.0)).asnumpy()) == pytest.approx(
         (1 + 4) / 4
     )

@@ -8,6 +8,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from minddistill import native
+from minddistill.distill.losses import SquaredDistance
 from minddistill.models.fused import AddNorm, AttentionWeights, BiasActivation, MergeHeads, SplitHeads
 from minddistill.models.layers import Dropout, DropoutKeys, LayerNorm, dropout_table
 
@@ -22,6 +23,11 @@ def draw(*shape, seed=0, scale=2.0):
 def keys(*shape):
     multiplier, offset = DropoutKeys(5, int(np.prod(shape[1:])))(Tensor(9, ms.int32), Tensor(np.arange(ROWS), ms.int32))
     return multiplier.reshape(*shape, 1, 1), offset.reshape(*shape, 1, 1)
+
+
+def counted(length):
+    """(B, S) of 0 and 1: the first of each row, fewer from row to row."""
+    return Tensor((np.arange(length) < length - np.arange(ROWS)[:, None]).astype(np.float32))
 
 
 def dropout():
@@ -67,6 +73,16 @@ CASES = {
         lambda: AttentionWeights(dropout()),
         [draw(ROWS, HEADS, LENGTH, LENGTH)],
         lambda: (draw(ROWS, 1, 1, LENGTH), keys(ROWS, HEADS)),
+    ),
+    "squared_distance": (
+        SquaredDistance,
+        [draw(ROWS, LENGTH, WIDTH), draw(ROWS, LENGTH, WIDTH, seed=1)],
+        lambda: (counted(LENGTH), None),
+    ),
+    "squared_distance_columns": (
+        SquaredDistance,
+        [draw(ROWS, HEADS, LENGTH, SIZE), draw(ROWS, HEADS, LENGTH, SIZE, seed=1)],
+        lambda: (counted(LENGTH), counted(SIZE)),
     ),
     "dropout": (dropout, [draw(ROWS, LENGTH, 13)], lambda: keys(ROWS)),
 }

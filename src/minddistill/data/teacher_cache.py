@@ -133,9 +133,10 @@ class TeacherCache:
         assert written.all(), "a shard must be written with all of its rows"
         data, note = self._paths(shard)
         with whole_file(data) as part, open(part, "wb") as handle:
-            handle.write(values.tobytes())
-            handle.write(logits.tobytes())
-        write_json(note, {"bytes": data.stat().st_size, "crc32c": _checksum(data)})
+            handle.write(values)
+            handle.write(logits)
+        checksum = crc32c.crc32c(logits, crc32c.crc32c(values))
+        write_json(note, {"bytes": values.nbytes + logits.nbytes, "crc32c": checksum})
 
     def batch(self, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """What the teacher says of rows (B,), padded with zeros to `length` = S.

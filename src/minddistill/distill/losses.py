@@ -9,33 +9,78 @@ sums over the whole batch of weight, weight x length and weight x length^2, over
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
+
+from .. import native
 
 # Scores at or below this are those of masked keys; the original code sets them to zero on both sides.
 _MASKED_BELOW = -100.0
 
 
-def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor, weight: Tensor, pairs: Tensor) -> Tensor:
-    """Mean squared difference of attention scores over pairs of real positions (TinyBERT, arXiv 1909.10351, eq. 7).
+class SquaredDistance(nn.Cell):
+    """Sum of (x - y)^2 over the rows, and columns, that count; y takes no gradient.
 
-    Args:
-        student, teacher: (B, A, S, S) scaled scores before softmax.
-        mask: (B, S) int32, 1 at real positions.
-        weight: (B,) of the rows.
+    Two forms, as in `models.fused`: a kernel of `minddistill.native` on CPU, plain operators elsewhere.
     """
-    batch, heads, length = student.shape[:3]
-    real = mask.astype(ms.float32) * weight.reshape(batch, 1)
-    both = real.reshape(batch, 1, length, 1) * mask.astype(ms.float32).reshape(batch, 1, 1, length)
-    difference = (student - ops.stop_gradient(teacher)) * both
-    return (difference * difference).sum() / (heads * pairs)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.native = _SquaredDistance() if native.available() else None
+
+    def construct(self, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
+        """Compare x and y (B, A, S, W), or (B, S, W) without columns; rows (B, S), columns (B, W) of 0 and 1."""
+        y = ops.stop_gradient(y)
+        if self.native is not None:
+            total = self.native(x.astype(ms.float32), y.astype(ms.float32), rows, rows if columns is None else columns)
+            return total.reshape(())
+        difference = x - y
+        if columns is None:
+            difference = difference * rows.reshape(rows.shape + (1,))
+        else:
+            batch, length = rows.shape
+            difference = difference * rows.reshape(batch, 1, length, 1) * columns.reshape(batch, 1, 1, -1)
+        return (difference * difference).sum()
 
 
-def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
-    """Mean squared difference of hidden states (B, S, H) over real positions (TinyBERT, eq. 8 and 9)."""
-    batch, length, width = student.shape
-    real = (mask.astype(ms.float32) * weight.reshape(batch, 1)).reshape(batch, length, 1)
-    difference = (student - ops.stop_gradient(teacher)) * real
-    return (difference * difference).sum() / (width * tokens)
+class _SquaredDistance(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = native.operator("squared_distance")
+        self.backward = native.operator("squared_distance_grad")
+
+    def construct(self, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.forward(x, y, rows, columns)
+
+    def bprop(self, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, out: Tensor, dout: Tensor) -> tuple:
+        zeros = ops.zeros_like
+        return self.backward(x, y, rows, columns, dout), zeros(y), zeros(rows), zeros(columns)
+
+
+class AttentionMSE(nn.Cell):
+    """Mean squared difference of attention scores over pairs of real positions (TinyBERT, arXiv 1909.10351, eq. 7)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distance = SquaredDistance()
+
+    def construct(self, student: Tensor, teacher: Tensor, mask: Tensor, weight: Tensor, pairs: Tensor) -> Tensor:
+        """Compare scaled scores before softmax (B, A, S, S); mask (B, S) int32, 1 at real positions; weight (B,)."""
+        columns = mask.astype(ms.float32)
+        rows = columns * weight.reshape(-1, 1)
+        return self.distance(student, teacher, rows, columns) / (student.shape[1] * pairs)
+
+
+class HiddenMSE(nn.Cell):
+    """Mean squared difference of hidden states over real positions (TinyBERT, eq. 8 and 9)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distance = SquaredDistance()
+
+    def construct(self, student: Tensor, teacher: Tensor, mask: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+        """Compare hidden states (B, S, H); mask (B, S) int32, 1 at real positions; weight (B,)."""
+        rows = mask.astype(ms.float32) * weight.reshape(-1, 1)
+        return self.distance(student, teacher, rows, None) / (student.shape[-1] * tokens)
 
 
 def attention_mse_reference(student: Tensor, teacher: Tensor, weight: Tensor, rows: Tensor) -> Tensor:

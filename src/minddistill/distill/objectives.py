@@ -72,6 +72,7 @@ class Intermediate(nn.Cell):
         self.attention_pairs = tuple(enumerate(layers.attention))
         self.hidden_pairs = tuple(enumerate(layers.hidden))
         self.reference = mode == "reference"
+        self.attention_mse, self.hidden_mse = losses.AttentionMSE(), losses.HiddenMSE()
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
         attention = Tensor(0.0, ms.float32)
@@ -87,12 +88,12 @@ class Intermediate(nn.Cell):
     def attention_loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
         if self.reference:
             return losses.attention_mse_reference(student, teacher, batch["weight"], batch["rows"])
-        return losses.attention_mse(student, teacher, batch["input_mask"], batch["weight"], batch["pairs"])
+        return self.attention_mse(student, teacher, batch["input_mask"], batch["weight"], batch["pairs"])
 
     def hidden_loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
         if self.reference:
             return losses.hidden_mse_reference(student, teacher, batch["weight"], batch["rows"])
-        return losses.hidden_mse(student, teacher, batch["input_mask"], batch["weight"], batch["tokens"])
+        return self.hidden_mse(student, teacher, batch["input_mask"], batch["weight"], batch["tokens"])
 
 
 class Prediction(nn.Cell):

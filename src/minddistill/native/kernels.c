@@ -402,6 +402,59 @@ KERNEL(sum_rows) {
   return 0;
 }
 
+/* The columns that count of x (B, A, S, W), row by row; x (B, S, W) counts all of its columns. */
+static inline const float *columns_of(void **params, int *ndims, int64_t **shapes, int64_t row) {
+  if (ndims[0] == 3) return NULL;
+  return IN(3) + row / (shapes[0][1] * shapes[0][2]) * shapes[0][3];
+}
+
+/* Whether a row of x (B, A, S, W) or (B, S, W) counts. */
+static inline float row_counts(void **params, int *ndims, int64_t **shapes, int64_t row) {
+  int64_t length = shapes[0][ndims[0] - 2], heads = ndims[0] == 3 ? 1 : shapes[0][1];
+  return IN(2)[row / (heads * length) * length + row % length];
+}
+
+/* In: x, y (B, A, S, W) or (B, S, W), rows (B, S) and columns (B, W) of 0 and 1. Out: the sum of (x - y)^2 where both
+ * are 1. */
+KERNEL(squared_distance) {
+  int64_t width = LAST(0), rows = SIZE(0) / width;
+  double total = 0.0;
+#pragma omp parallel for schedule(static) reduction(+ : total) WORTH(rows * width)
+  for (int64_t row = 0; row < rows; row++) {
+    if (row_counts(params, ndims, shapes, row) == 0.0f) continue;
+    const float *x = IN(0) + row * width, *y = IN(1) + row * width;
+    const float *columns = columns_of(params, ndims, shapes, row);
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < width; i++) {
+      float difference = (x[i] - y[i]) * (columns == NULL ? 1.0f : columns[i]);
+      sum += difference * difference;
+    }
+    total += sum;
+  }
+  OUT(4)[0] = (float)total;
+  return 0;
+}
+
+/* In: as above, and dz (1). Out: dx = 2 (x - y) dz where both are 1, else 0. */
+KERNEL(squared_distance_grad) {
+  int64_t width = LAST(0), rows = SIZE(0) / width;
+#pragma omp parallel for schedule(static) WORTH(rows * width)
+  for (int64_t row = 0; row < rows; row++) {
+    const float *x = IN(0) + row * width, *y = IN(1) + row * width;
+    const float *columns = columns_of(params, ndims, shapes, row);
+    float *dx = OUT(5) + row * width;
+    float factor = 2.0f * IN(4)[0] * row_counts(params, ndims, shapes, row);
+    if (factor == 0.0f) {
+      memset(dx, 0, width * sizeof(float));
+      continue;
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++) dx[i] = factor * (x[i] - y[i]) * (columns == NULL ? 1.0f : columns[i]);
+  }
+  return 0;
+}
+
 #define BLOCK 4096
 
 static int64_t blocks_of(int64_t n) { return (n + BLOCK - 1) / BLOCK; }
