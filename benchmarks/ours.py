@@ -73,6 +73,7 @@ def main() -> None:
         "ready": ready,
         "cache": caching,
         "compile": sum(compiling.values()),
+        "first_step": ready + caching + next(iter(compiling.values())),
         "shapes": sorted(compiling),
         "step": epoch / len(train),
         "steps": total,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn
 
 from .. import runtime
 from ..config import dump
@@ -127,7 +127,7 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
     began, ahead = time.perf_counter(), Prefetched(train)
     try:
         fit(
-            step,
+            _announced(step, stage.log, len(train.buckets)),
             ahead,
             state,
             epochs=stage.epochs,
@@ -156,6 +156,21 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
         write_json(done, {"identity": identity, "result": str(result), "metrics": found})
     stage.runtime.all()  # what was saved is there for every process
     return result, found
+
+
+def _announced(step: Callable[..., tuple], log: RunLog, shapes: int) -> Callable[..., tuple]:
+    """The step, which tells when it compiles: once for each length, and again for the first that does not update."""
+    met: set[tuple[int, bool]] = set()
+
+    def run(batch: dict[str, Tensor], last: bool) -> tuple:
+        length = batch["input_ids"].shape[1]
+        if (length, last) in met:
+            return step(batch, last)
+        met.add((length, last))
+        with log.waiting(f"compiling length {length}, {len({size for size, _ in met})} of {shapes}"):
+            return step(batch, last)
+
+    return run
 
 
 def open_run(flags: RunFlags, groups: Sequence[Any], place: runtime.Runtime) -> tuple[Path, RunLog]:

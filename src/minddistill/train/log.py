@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,19 @@ class RunLog:
         """Move the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.step)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Let the bar say what it stands still for; without a terminal, `start` has said it."""
+        if self._bar is None:
+            yield
+            return
+        title = self._bar.tasks[self._task].description
+        self._bar.update(self._task, description=f"{title}: {what}", refresh=True)
+        try:
+            yield
+        finally:
+            self._bar.update(self._task, description=title)
 
     def stop(self) -> None:
         """End the bar."""
