@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
+from typing import Any
 
 from . import __version__
 from .errors import UserError
@@ -28,6 +31,8 @@ def run_command(name: str, argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     os.environ.setdefault("GLOG_v", "3")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
     try:
         importlib.import_module(f".recipes.{COMMANDS[name][0]}", __package__).main(argv)
     except UserError as error:
@@ -39,6 +44,11 @@ def run_command(name: str, argv: list[str]) -> int:
         print(f"minddistill {name}: stopped; the same command goes on from the last saved point", file=sys.stderr)
         return 130
     return 0
+
+
+def _stop(number: int, frame: Any) -> None:
+    """SIGTERM ends a command as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def main() -> None:

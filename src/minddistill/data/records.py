@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Rows:
         directory: where they come from.
         place: the file and row that a row was read from, for messages.
         pad: id of padding.
+        files: sixteen hexadecimal digits of what each file's rows say, by its name.
     """
 
     ids: np.ndarray
@@ -51,6 +52,7 @@ class Rows:
     directory: Path
     place: Callable[[int], str]
     pad: int = 0
+    files: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,10 +75,7 @@ class Rows:
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of the token ids and segments."""
-        digest = hashlib.sha256()
-        for values in (self.ids.astype(np.int32), self.length, self.second):
-            digest.update(np.ascontiguousarray(values))
-        return digest.hexdigest()[:16]
+        return _digest(self.ids.astype(np.int32), self.length, self.second)
 
     def check_classes(self, classes: int) -> None:
         """See that every label is one of `classes` classes, and keep them as int32.
@@ -92,6 +91,13 @@ class Rows:
                 f"{self.place(row)}: label_ids is {self.label[row]:g}; expected a class from 0 to {classes - 1}"
             )
         self.label = self.label.astype(np.int32)
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values))
+    return digest.hexdigest()[:16]
 
 
 def schema(seq_length: int, rows: int, label: str | None, extra: Mapping[str, tuple[str, int]] | None = None) -> dict:
@@ -240,6 +246,9 @@ def read_rows(
     places = _Places(files, [len(part["input_ids"]) for part in parts])
     rows = _compact(columns, places, vocab_size, meta.get("pad_id", 0))
     rows.meta, rows.directory = meta, directory
+    for file, start, end in zip(files, [0, *places.ends], places.ends, strict=False):
+        columns = [rows.ids, rows.length, rows.second] + ([] if rows.label is None else [rows.label])
+        rows.files[file.name] = _digest(*[values[start:end] for values in columns])
     return _select(rows, real[: len(rows)])
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from ..files import append_line
 from .checkpoint import TrainState
 
 
@@ -38,8 +39,7 @@ class RunLog:
         (self._bar.console if self._bar else self._console).print(text)
         sys.stdout.flush()
         if self.directory is not None:
-            with open(self.directory / "log.txt", "a", encoding="utf-8") as handle:
-                handle.write(text + "\n")
+            append_line(self.directory / "log.txt", text)
 
     def start(self, title: str, total: int, done: int, first_shapes: int) -> None:
         """Begin a stage of `total` steps; `first_shapes` shapes are compiled as they are met."""
@@ -103,8 +103,8 @@ class RunLog:
         """Write numbers to `metrics.jsonl` and TensorBoard."""
         if self.directory is None:
             return
-        with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"stage": stage, "epoch": epoch, "step": step, **found}) + "\n")
+        row = {"stage": stage, "epoch": epoch, "step": step, **found}
+        append_line(self.directory / "metrics.jsonl", json.dumps(row))
         if self._writer is None:
             self._writer = SummaryWriter(str(self.directory / "tensorboard"))
         for name, value in found.items():
