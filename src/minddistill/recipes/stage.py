@@ -25,7 +25,6 @@ from ..train.step import LossScale, StepConfig, build_step
 from . import resume
 from .flags import RunFlags
 
-
 DONE = "done.json"
 
 
