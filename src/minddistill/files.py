@@ -31,13 +31,38 @@ def whole_file(path: Path, needed: int = 0) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(path)
     try:
-        with _telling_full_disk(path, needed, part):
+        with telling_full_disk(path, needed, part):
             yield part
             _flush(part)
             os.replace(part, path)
             _flush(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_files(path: Path) -> Iterator[Path]:
+    """As `whole_file`, for a writer that makes more files beside `path` and keeps its name: `path` appears last.
+
+    Yields:
+        A path of the same name in a temporary directory.
+
+    Raises:
+        DiskFull: they do not fit.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _part_of(path)
+    try:
+        with telling_full_disk(path, part=part):
+            part.mkdir()
+            yield part / path.name
+            for file in sorted(part.iterdir(), key=lambda file: file.name == path.name):
+                _flush(file)
+                os.replace(file, path.with_name(file.name))
+            _flush(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _part_of(path: Path) -> Path:
@@ -77,11 +102,14 @@ class DiskFull(UserError):
 
 
 @contextlib.contextmanager
-def _telling_full_disk(path: Path, needed: int = 0, part: Path | None = None) -> Iterator[None]:
+def telling_full_disk(path: Path, needed: int = 0, part: Path | None = None) -> Iterator[None]:
     """Turn "no space left" into a line that names `path`, what it needs and what there is.
 
     Args:
         needed: bytes; 0 where only what got written to `part`, the temporary place, is known.
+
+    Raises:
+        DiskFull: in the place of the system's error.
     """
     try:
         yield
@@ -112,7 +140,7 @@ def append_line(path: Path, text: str) -> None:
         DiskFull: it does not fit.
     """
     line = text.encode() + b"\n"
-    with _telling_full_disk(path, len(line)), open(path, "ab") as handle:
+    with telling_full_disk(path, len(line)), open(path, "ab") as handle:
         handle.write(line)
 
 
@@ -166,8 +194,7 @@ def replace_directory(path: Path, fill: Callable[[Path], None]) -> None:
     recover_directory(path)
     part, old = _part_of(path), path.with_name(path.name + ".old")
     try:
-        with _telling_full_disk(path, part=part):
-            shutil.rmtree(part, ignore_errors=True)
+        with telling_full_disk(path, part=part):
             part.mkdir()
             fill(part)
             for file in [*part.rglob("*"), part]:

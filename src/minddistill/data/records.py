@@ -7,6 +7,7 @@ Reading checks what MindSpore's readers let pass (checksums, values, label and i
 from __future__ import annotations
 
 import hashlib
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,10 +21,11 @@ from tfrecord.example_pb2 import Example as TFExample
 from tfrecord.example_pb2 import Feature, Features, FloatList, Int64List
 
 from ..errors import UserError
-from ..files import read_json, require_directory, whole_file, write_json
+from ..files import read_json, require_directory, whole_file, whole_files, write_json
 
 TEXT_COLUMNS = ("input_ids", "input_mask", "segment_ids")
 LABEL_COLUMN = "label_ids"
+WORK = ".work"  # in a record directory: what belongs to its writing, and shows that it is not finished
 SUFFIXES = {"tfrecord": (".tfrecord", ".tf_record", ".tfrecords"), "mindrecord": (".mindrecord",)}
 _READ_BATCH = 2048
 
@@ -161,27 +163,29 @@ def write_mindrecord(path: Path, rows: Iterable[Mapping[str, Sequence]], columns
     """Write rows as one MindRecord file with its index. Returns their number."""
     from mindspore.mindrecord import FileWriter
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = FileWriter(str(path), shard_num=1, overwrite=True)
-    writer.add_schema({name: {"type": c["type"], "shape": c["shape"]} for name, c in columns.items()})
     types = {name: np.dtype(column["type"]) for name, column in columns.items()}
     count, block = 0, []
-    for row in rows:
-        block.append({name: np.asarray(value, types[name]) for name, value in row.items()})
-        count += 1
-        if len(block) == 1024:
+    # The index, a second file, holds the name of the first: it cannot be written under another one.
+    with whole_files(path) as part:
+        writer = FileWriter(str(part), shard_num=1, overwrite=True)
+        writer.add_schema({name: {"type": c["type"], "shape": c["shape"]} for name, c in columns.items()})
+        for row in rows:
+            block.append({name: np.asarray(value, types[name]) for name, value in row.items()})
+            count += 1
+            if len(block) == 1024:
+                writer.write_raw_data(block)
+                block = []
+        if block:
             writer.write_raw_data(block)
-            block = []
-    if block:
-        writer.write_raw_data(block)
-    writer.commit()
+        writer.commit()
     return count
 
 
 def finish_directory(directory: Path, table: dict, meta: Mapping[str, Any]) -> None:
-    """Write `schema.json` and, last, `meta.json`: a directory that has it is whole."""
+    """Write `schema.json` and, last, `meta.json`: a directory that has it is whole. What is under `WORK` goes."""
     write_json(directory / "schema.json", table)
     write_json(directory / "meta.json", meta)
+    shutil.rmtree(directory / WORK, ignore_errors=True)
 
 
 def record_files(directory: Path, kind: str) -> list[Path]:
@@ -230,6 +234,8 @@ def read_rows(
     files = record_files(directory, kind)
     table = _schema(directory, schema_file, kind)
     meta_file = directory / "meta.json"
+    if (directory / WORK).is_dir() and not meta_file.is_file():
+        raise UserError(f"{directory}: its writing was not finished; run the command that writes it again")
     meta = read_json(meta_file, "the description of the records") if meta_file.is_file() else {}
     names = [*TEXT_COLUMNS, LABEL_COLUMN] if labelled else list(TEXT_COLUMNS)
     if table is not None:

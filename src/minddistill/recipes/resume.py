@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import flags
+from ..data import records
 from ..errors import UserError
+from ..files import read_json, remove_parts, write_json
 
 # They say where, on what and how often, not what is learnt. Where models and records are does not count either: the
 # content of those that a stage reads is part of its identity.
@@ -62,8 +64,14 @@ def identity(
     return json.loads(json.dumps(fixed | rows | dict(content)))
 
 
-def refuse_another(place: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+_START_OVER = "--resume false to start over"
+
+
+def refuse_another(place: Path, was: Mapping[str, Any], now: Mapping[str, Any], or_else: str = _START_OVER) -> None:
     """See that what an earlier run left at `place` is of the same identity.
+
+    Args:
+        or_else: what the user may do besides, for the message.
 
     Raises:
         UserError: it is not; tells each flag's old and new value, and each file whose content is another.
@@ -73,9 +81,41 @@ def refuse_another(place: Path, was: Mapping[str, Any], now: Mapping[str, Any]) 
     ]
     if changed:
         raise UserError(
-            f"{place}: left by another run: {'; '.join(changed)}; give what it had, another --output_dir, "
-            "or --resume false to start over"
+            f"{place}: left by another run: {'; '.join(changed)}; give what it had, another --output_dir, or {or_else}"
         )
+
+
+def begin_records(directory: Path, plan: Mapping[str, Any], workers: int) -> tuple[dict[str, Any], int]:
+    """Begin to write a record directory, or go on with it.
+
+    Args:
+        plan: what the records are made of and how, by flag.
+        workers: processes that write them, on which the number of shards may depend.
+
+    Returns:
+        The content of `meta.json` where the directory is whole, else {}; and the number of processes that it was begun
+        with.
+
+    Raises:
+        UserError: an earlier run had another plan, or something else is there.
+    """
+    note, finished = directory / records.WORK / "plan.json", directory / "meta.json"
+    or_else = f"remove {directory}"
+    if finished.is_file():
+        meta = read_json(finished, "the description of the records")
+        refuse_another(finished, meta.get("plan", {}), plan, or_else)
+        return meta, workers
+    if note.is_file():
+        begun = read_json(note, "the plan of an earlier run")
+        refuse_another(note, begun["plan"], plan, or_else)
+        for place in (directory, note.parent):
+            remove_parts(place)
+        return {}, begun["workers"]
+    foreign = [file.name for file in directory.iterdir() if file.name != records.WORK] if directory.is_dir() else []
+    if foreign:
+        raise UserError(f"{directory}: holds {foreign[0]}, which is not ours; choose an empty --output_dir")
+    write_json(note, {"plan": plan, "workers": workers})
+    return {}, workers
 
 
 def _changes(name: str, old: Any, new: Any) -> list[str]:

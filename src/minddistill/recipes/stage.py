@@ -125,6 +125,7 @@ def _train(
     if saved:
         saved.into(state)
         stage.log.line(f"Resumed from {saved.file} (epoch {state.epoch + 1}, step {state.step})")
+    stage.log.rewind(stage.name, state.step)
     leads = stage.runtime.rank == 0
     stage.log.line(
         f"{stage.name}: {len(train.rows)} rows, {len(train)} steps an epoch, {stage.epochs} epochs, lengths "

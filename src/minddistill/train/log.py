@@ -10,9 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
-from ..files import append_line
+from ..files import append_line, telling_full_disk, write_text
 from .checkpoint import TrainState
 
 
@@ -29,7 +31,7 @@ class RunLog:
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False, markup=False)
         self._bar: Progress | None = None
         self._task: Any = None
-        self._writer: SummaryWriter | None = None
+        self._events: EventsWriter | None = None
         self._since = (time.perf_counter(), 0)
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
@@ -74,9 +76,10 @@ class RunLog:
     def close(self) -> None:
         """End the bar and flush TensorBoard."""
         self.stop()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._events is not None:
+            with telling_full_disk(self._board):
+                self._events.close()
+            self._events = None
 
     def numbers(self, state: TrainState, outputs: tuple, stage: str, rows: int, tokens: float) -> None:
         """Log the outputs of a step; the only place that waits for the device.
@@ -105,10 +108,34 @@ class RunLog:
             return
         row = {"stage": stage, "epoch": epoch, "step": step, **found}
         append_line(self.directory / "metrics.jsonl", json.dumps(row))
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self.directory / "tensorboard"))
-        for name, value in found.items():
-            self._writer.add_scalar(f"{stage}/{name}", value, step)
+        with telling_full_disk(self._board):
+            if self._events is None:
+                self._board.mkdir(exist_ok=True)
+                # Not SummaryWriter, whose thread dies of a full disk, unheard, and then blocks the run.
+                self._events = EventsWriter(str(self._board / "events"))
+            for name, value in found.items():
+                summary = scalar(f"{stage}/{name}", value)
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drop what `metrics.jsonl` holds of a stage's later steps, which are done again, and a line cut short."""
+        path = self.directory / "metrics.jsonl" if self.directory else None
+        if path is None or not path.is_file():
+            return
+        rows = [_parsed(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        kept = [row for row in rows if row and not (row["stage"] == stage and row["step"] > step)]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    @property
+    def _board(self) -> Path:
+        return self.directory / "tensorboard"
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
 
 
 def _rate(state: TrainState) -> float:
