@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "3")
@@ -17,6 +19,24 @@ import small
 def graph_mode():
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device("CPU")
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a disk of so many KB, and gives it another size when asked again; skips where mounting is not allowed."""
+    place = tmp_path / "disk"
+
+    def mount(kilobytes: int) -> Path:
+        again = "remount," if place.is_dir() else ""
+        place.mkdir(exist_ok=True)
+        words = ["mount", "-t", "tmpfs", "-o", f"{again}size={kilobytes}k", "tmpfs", str(place)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no disk of a size of its own can be mounted here: {done.stderr.strip()}")
+        return place
+
+    yield mount
+    subprocess.run(["umount", "--lazy", str(place)], capture_output=True)
 
 
 @pytest.fixture(scope="session")

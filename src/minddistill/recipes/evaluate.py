@@ -13,7 +13,7 @@ from ..data.records import Rows
 from ..data.tasks import TASKS
 from ..errors import UserError
 from ..evaluation.evaluate import write_predictions, write_submission
-from ..files import read_json, write_json
+from ..files import read_json, remove_parts, write_json
 from ..models import store
 from . import common
 
@@ -58,6 +58,8 @@ def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, fl
         raise UserError(f"{flag_name} is empty; expected a record directory")
     if len({Path(directory).name for directory in directories}) < len(directories):
         raise UserError(f"{flag_name} {config.data_dir}: two directories of one name; evaluate them one by one")
+    if config.output_dir:
+        remove_parts(Path(config.output_dir))
     found = {Path(name).name: _measure(config, weights, name, flag_name) for name in directories}
     if config.output_dir:
         write_json(Path(config.output_dir) / "metrics.json", found)

@@ -121,6 +121,6 @@ def begin_records(directory: Path, plan: Mapping[str, Any], workers: int) -> tup
 def _changes(name: str, old: Any, new: Any) -> list[str]:
     if not isinstance(old, dict) or not isinstance(new, dict):
         return [] if old == new else [f"--{name} was {old!r}, is {new!r}"]
-    told = {(True, False): "is gone", (False, True): "is new", (True, True): "has changed"}
+    told = {(True, False): "is gone", (False, True): "is new", (True, True): "changed"}
     parts = [part for part in sorted(old.keys() | new.keys()) if old.get(part) != new.get(part)]
-    return [f"{part} of --{name} {told[part in old, part in new]}" for part in parts]
+    return [f"--{name}: {part} {told[part in old, part in new]}" for part in parts]

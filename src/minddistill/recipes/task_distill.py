@@ -12,10 +12,12 @@ from .. import runtime
 from ..config import flag, numbers, parse
 from ..data.loader import Loader
 from ..data.records import Rows
+from ..data.teacher_cache import Layout
 from ..distill.distiller import CachedTeacher, Distiller
 from ..distill.layer_map import LayerMap, layer_map
 from ..distill.objectives import Intermediate, Prediction, check_heads
 from ..errors import UserError
+from ..files import read_json, write_json
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel
@@ -159,16 +161,25 @@ class Job:
         if pairs is None:
             layout = teacher_cache.begun(self.caches, owner) or layout
         started = teacher_cache.path_of(self.caches, owner, layout).is_dir()
-        if setting == "auto" and teacher is not None and not started:
-            pays = teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line)
-            if not self.place.all(pays):
-                return teacher, None
+        if setting == "auto" and teacher is not None and not started and not self.caching_pays(layout, epochs):
+            return teacher, None
         cache = teacher_cache.filled(
             self.caches, layout, self.train, owner, teacher, self.buckets, epochs, self.place, self.log.line
         )
         if pairs is None:
             return CachedTeacher(0, 0, True), cache.logits
         return CachedTeacher(len(layout.hidden), len(layout.attention), False), cache.batch
+
+    def caching_pays(self, layout: Layout, epochs: int) -> bool:
+        """Whether `--teacher_cache auto` keeps a layout, decided once for a run: float16 outputs make other weights."""
+        note = self.directory / "teacher_cache.json"
+        decided = read_json(note, "what was decided on the teacher's cache") if note.is_file() else {}
+        if layout.name not in decided:
+            pays = teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line)
+            decided[layout.name] = self.place.all(pays)
+            if not self.place.rank:
+                write_json(note, decided)
+        return decided[layout.name]
 
     def loader(self, columns: Callable | None = None) -> Loader:
         """Batches of the training rows, with what a teacher's cache adds to them."""
