@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from test_distributed import GENERAL, launch, same
 
 from minddistill.data import records
 from minddistill.errors import UserError
-from minddistill.recipes import prepare_corpus, prepare_task
-from minddistill.recipes.flags import RunFlags
+from minddistill.recipes import finetune, general_distill, prepare_corpus, prepare_task, resume, task_distill
+from minddistill.recipes.flags import OptimFlags, RunFlags, StepFlags
 from minddistill.recipes.stage import open_run
 from minddistill.runtime import Runtime
 
@@ -69,6 +70,12 @@ def test_other_rows_and_another_model_are_refused_by_name(
     assert "--model: weights changed; --train_data_dir: train-00000-of-00001.tfrecord changed; give" in said
     moved = shutil.copytree(data, tmp_path / "moved")
     assert train(moved, tiny_encoder, finished) == 0
+
+
+def test_flags_that_may_change_are_flags():
+    groups = [RunFlags, StepFlags, OptimFlags, finetune.Config, general_distill.Config, task_distill.Config]
+    groups += [general_distill.Learning, task_distill.Learning]
+    assert set(resume.FREE) <= {field.name for group in groups for field in fields(group)}
 
 
 def test_resume_true_wants_an_earlier_run_and_false_forgets_it(finished, tmp_path):

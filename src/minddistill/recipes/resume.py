@@ -14,7 +14,7 @@ from ..files import read_json, remove_parts, write_json
 
 # They say where, on what and how often, not what is learnt. Where models and records are does not count either: the
 # content of those that a stage reads is part of its identity.
-_FREE = {
+FREE = {
     "output_dir",
     "save_ckpt_path",
     "resume",
@@ -59,7 +59,7 @@ def identity(
     """
     values = flags(groups)
     rows = {"batch_size x processes": values["batch_size"] * processes}
-    fixed = {name: value for name, value in values.items() if name not in _FREE and name not in free}
+    fixed = {name: value for name, value in values.items() if name not in FREE and name not in free}
     # What JSON makes of it is what is compared: tuples become lists.
     return json.loads(json.dumps(fixed | rows | dict(content)))
 
