@@ -38,6 +38,7 @@ def test_every_command_has_a_recipe():
         "__init__",
         "common",
         "flags",
+        "resume",
         "stage",
         "teacher_cache",
     }

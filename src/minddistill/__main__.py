@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 from . import __version__
 from .errors import UserError
@@ -29,16 +34,35 @@ def run_command(name: str, argv: list[str]) -> int:
     argv = [word for word in argv if word != "--debug"]
     os.environ.setdefault("GLOG_v", "3")
     try:
-        importlib.import_module(f".recipes.{COMMANDS[name][0]}", __package__).main(argv)
+        with _sigterm_as_interrupt():
+            importlib.import_module(f".recipes.{COMMANDS[name][0]}", __package__).main(argv)
     except UserError as error:
         if debug:
             raise
         print(f"minddistill {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"minddistill {name}: stopped; the same command goes on from the last saved point", file=sys.stderr)
+        again = "the same command, unless with --resume false, goes on from the last saved point"
+        print(f"minddistill {name}: stopped; {again}", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does; only the main thread hears signals."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:

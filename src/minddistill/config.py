@@ -55,10 +55,15 @@ def _explain(message: str) -> str:
 
 def dump(path: Path, groups: Sequence[Any]) -> None:
     """Write the resolved configuration as YAML that `--config` reads back."""
+    write_text(path, yaml.safe_dump(flags(groups), sort_keys=False, allow_unicode=True))
+
+
+def flags(groups: Sequence[Any]) -> dict[str, Any]:
+    """The values of all flags of some instances of groups, by name."""
     values: dict[str, Any] = {}
     for group in groups:
         values |= dataclasses.asdict(group)
-    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return values
 
 
 def numbers(text: str, name: str) -> list[int]:

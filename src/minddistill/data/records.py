@@ -7,9 +7,10 @@ Reading checks what MindSpore's readers let pass (checksums, values, label and i
 from __future__ import annotations
 
 import hashlib
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from tfrecord.example_pb2 import Example as TFExample
 from tfrecord.example_pb2 import Feature, Features, FloatList, Int64List
 
 from ..errors import UserError
-from ..files import read_json, require_directory, whole_file, write_json
+from ..files import read_json, require_directory, whole_file, whole_files, write_json
 
 TEXT_COLUMNS = ("input_ids", "input_mask", "segment_ids")
 LABEL_COLUMN = "label_ids"
+WORK = ".work"  # in a record directory: what belongs to its writing, and shows that it is not finished
 SUFFIXES = {"tfrecord": (".tfrecord", ".tf_record", ".tfrecords"), "mindrecord": (".mindrecord",)}
 _READ_BATCH = 2048
 
@@ -41,6 +43,7 @@ class Rows:
         directory: where they come from.
         place: the file and row that a row was read from, for messages.
         pad: id of padding.
+        files: sixteen hexadecimal digits of what each file's rows say, by its name.
     """
 
     ids: np.ndarray
@@ -51,6 +54,7 @@ class Rows:
     directory: Path
     place: Callable[[int], str]
     pad: int = 0
+    files: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,10 +77,7 @@ class Rows:
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of the token ids and segments."""
-        digest = hashlib.sha256()
-        for values in (self.ids.astype(np.int32), self.length, self.second):
-            digest.update(np.ascontiguousarray(values))
-        return digest.hexdigest()[:16]
+        return _digest(self.ids.astype(np.int32), self.length, self.second)
 
     def check_classes(self, classes: int) -> None:
         """See that every label is one of `classes` classes, and keep them as int32.
@@ -92,6 +93,13 @@ class Rows:
                 f"{self.place(row)}: label_ids is {self.label[row]:g}; expected a class from 0 to {classes - 1}"
             )
         self.label = self.label.astype(np.int32)
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values))
+    return digest.hexdigest()[:16]
 
 
 def schema(seq_length: int, rows: int, label: str | None, extra: Mapping[str, tuple[str, int]] | None = None) -> dict:
@@ -155,27 +163,29 @@ def write_mindrecord(path: Path, rows: Iterable[Mapping[str, Sequence]], columns
     """Write rows as one MindRecord file with its index. Returns their number."""
     from mindspore.mindrecord import FileWriter
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = FileWriter(str(path), shard_num=1, overwrite=True)
-    writer.add_schema({name: {"type": c["type"], "shape": c["shape"]} for name, c in columns.items()})
     types = {name: np.dtype(column["type"]) for name, column in columns.items()}
     count, block = 0, []
-    for row in rows:
-        block.append({name: np.asarray(value, types[name]) for name, value in row.items()})
-        count += 1
-        if len(block) == 1024:
+    # The index, a second file, holds the name of the first: it cannot be written under another one.
+    with whole_files(path) as part:
+        writer = FileWriter(str(part), shard_num=1, overwrite=True)
+        writer.add_schema({name: {"type": c["type"], "shape": c["shape"]} for name, c in columns.items()})
+        for row in rows:
+            block.append({name: np.asarray(value, types[name]) for name, value in row.items()})
+            count += 1
+            if len(block) == 1024:
+                writer.write_raw_data(block)
+                block = []
+        if block:
             writer.write_raw_data(block)
-            block = []
-    if block:
-        writer.write_raw_data(block)
-    writer.commit()
+        writer.commit()
     return count
 
 
 def finish_directory(directory: Path, table: dict, meta: Mapping[str, Any]) -> None:
-    """Write `schema.json` and, last, `meta.json`: a directory that has it is whole."""
+    """Write `schema.json` and, last, `meta.json`: a directory that has it is whole. What is under `WORK` goes."""
     write_json(directory / "schema.json", table)
     write_json(directory / "meta.json", meta)
+    shutil.rmtree(directory / WORK, ignore_errors=True)
 
 
 def record_files(directory: Path, kind: str) -> list[Path]:
@@ -224,6 +234,8 @@ def read_rows(
     files = record_files(directory, kind)
     table = _schema(directory, schema_file, kind)
     meta_file = directory / "meta.json"
+    if (directory / WORK).is_dir() and not meta_file.is_file():
+        raise UserError(f"{directory}: its writing was not finished; run the command that writes it again")
     meta = read_json(meta_file, "the description of the records") if meta_file.is_file() else {}
     names = [*TEXT_COLUMNS, LABEL_COLUMN] if labelled else list(TEXT_COLUMNS)
     if table is not None:
@@ -240,6 +252,9 @@ def read_rows(
     places = _Places(files, [len(part["input_ids"]) for part in parts])
     rows = _compact(columns, places, vocab_size, meta.get("pad_id", 0))
     rows.meta, rows.directory = meta, directory
+    for file, start, end in zip(files, [0, *places.ends], places.ends, strict=False):
+        columns = [rows.ids, rows.length, rows.second] + ([] if rows.label is None else [rows.label])
+        rows.files[file.name] = _digest(*[values[start:end] for values in columns])
     return _select(rows, real[: len(rows)])
 
 

@@ -48,12 +48,13 @@ class Weights:
     outline: str = ""
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of the configuration and the arrays."""
+        """Sixteen hexadecimal digits of the configuration and the arrays, those of `fit` among them."""
         if self.outline:
             return self.outline
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True, default=str).encode())
-        for path in sorted(self.values):
-            digest.update(np.ascontiguousarray(self.values[path]))
+        arrays = self.values | self.fit
+        for path in sorted(arrays):
+            digest.update(np.ascontiguousarray(arrays[path]))
         return digest.hexdigest()[:16]
 
     @property

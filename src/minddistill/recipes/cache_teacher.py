@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import runtime
-from ..config import parse
+from ..config import dump, parse
 from ..distill.layer_map import layer_map
 from ..distill.objectives import check_heads
 from ..errors import UserError
@@ -31,8 +31,10 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
     run_flags.output_dir = run_flags.output_dir or str(caches)
     config.do_eval = bool(config.eval_data_dir)
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags], place)
+    directory, log = open_run(run_flags, place)
     try:
+        if not place.rank:
+            dump(directory / "config.yaml", [config, learning, student, run_flags, step_flags])
         job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
         teacher = job.build(job.teacher, job.teacher.config)
         if job.dev is not None:

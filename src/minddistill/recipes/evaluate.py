@@ -9,12 +9,15 @@ from typing import Literal
 from .. import runtime
 from ..config import flag, parse
 from ..data.loader import choose_buckets
+from ..data.records import Rows
 from ..data.tasks import TASKS
 from ..errors import UserError
 from ..evaluation.evaluate import write_predictions, write_submission
-from ..files import write_json
+from ..files import read_json, remove_parts, write_json
 from ..models import store
 from . import common
+
+_NOTES = "evaluated.json"
 
 
 @dataclass
@@ -36,6 +39,8 @@ class Config:
 def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, float]]:
     """Print and return the metrics of each record directory, by its name.
 
+    With `--output_dir`, what was measured there before, of the same model on the same records, is not measured again.
+
     Args:
         flag_name: the flag that named the directories, for messages.
 
@@ -53,6 +58,8 @@ def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, fl
         raise UserError(f"{flag_name} is empty; expected a record directory")
     if len({Path(directory).name for directory in directories}) < len(directories):
         raise UserError(f"{flag_name} {config.data_dir}: two directories of one name; evaluate them one by one")
+    if config.output_dir:
+        remove_parts(Path(config.output_dir))
     found = {Path(name).name: _measure(config, weights, name, flag_name) for name in directories}
     if config.output_dir:
         write_json(Path(config.output_dir) / "metrics.json", found)
@@ -61,8 +68,30 @@ def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, fl
 
 def _measure(config: Config, weights: store.Weights, directory: str, flag_name: str) -> dict[str, float]:
     options = {"kind": config.dataset_type, "schema_file": config.schema_dir}
-    shape = weights.config
-    rows = common.read_checked(directory, flag_name, shape, weights.directory, config.task_name, **options)
+    rows = common.read_checked(directory, flag_name, weights.config, weights.directory, config.task_name, **options)
+    if not config.output_dir:
+        return _metrics(config, weights, rows)
+    notes, name = Path(config.output_dir) / _NOTES, rows.directory.name
+    known = read_json(notes, "the notes of earlier evaluations") if notes.is_file() else {}
+    of = {"model": weights.fingerprint(), "records": rows.files, "submission": config.submission}
+    if known.get(name, {}).get("of") == of and _predictions(config, rows).is_file():
+        print(f"{directory}: measured before, {_shown(known[name]['metrics'])}")
+        return known[name]["metrics"]
+    found = _metrics(config, weights, rows)
+    write_json(notes, known | {name: {"of": of, "metrics": found}})
+    return found
+
+
+def _predictions(config: Config, rows: Rows) -> Path:
+    return Path(config.output_dir) / f"predictions_{rows.directory.name}.tsv"
+
+
+def _shown(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6f}" for name, value in found.items()) or "no labels"
+
+
+def _metrics(config: Config, weights: store.Weights, rows: Rows) -> dict[str, float]:
+    shape, directory = weights.config, rows.directory
     aligned = common.align_labels(weights, [] if shape.regression else rows.meta.get("labels", []), print)
     if not shape.regression:
         rows.check_classes(aligned.config.num_labels)
@@ -70,13 +99,12 @@ def _measure(config: Config, weights: store.Weights, directory: str, flag_name: 
     evaluator = common.Evaluator(model, rows, choose_buckets(rows.length, rows.seq_length, most=3))
     logits = evaluator.logits()
     found = evaluator.metrics(logits)
-    shown = ", ".join(f"{name} {value:.6f}" for name, value in found.items()) or "no labels"
-    print(f"{directory}: {len(rows)} rows, {shown}")
+    print(f"{directory}: {len(rows)} rows, {_shown(found)}")
     if config.output_dir:
         labelled = rows.meta.get("labelled", True)
         out = Path(config.output_dir)
         labels = rows.label if labelled else None
-        path = out / f"predictions_{Path(directory).name}.tsv"
+        path = _predictions(config, rows)
         write_predictions(path, logits, labels, aligned.config.labels, shape.regression)
         if config.submission:
             task = TASKS.get(rows.meta.get("task", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ..models import store
 from ..train.log import RunLog
 from . import common
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
-from .stage import Stage, open_run, run_stage
+from .stage import Stage, Work, open_run, run_stage
 
 
 @dataclass
@@ -45,7 +46,7 @@ def run(config: Config, optim: OptimFlags, run_flags: RunFlags, step_flags: Step
         UserError: flags, records or model do not go together.
     """
     place = runtime.start(config.device_target, config.device_id)
-    directory, log = open_run(run_flags, [config, optim, run_flags, step_flags], place)
+    directory, log = open_run(run_flags, place)
     try:
         return _run(config, optim, run_flags, step_flags, place, directory, log)
     finally:
@@ -74,58 +75,59 @@ def _run(
         pooler=True,
         relu_before_classifier=config.relu_before_classifier,
     )
-    model = store.build(
-        weights if weights.config.labels == model_config.labels else _without_classifier(weights),
-        model_config,
-        seed=run_flags.seed,
-        may_miss=("classifier.", "pooler."),
-        **runtime.precision(step_flags.compute_type, step_flags.dtype, place.device),
-    )
     buckets = common.buckets_for(step_flags.buckets, train, fixed=False)
-    loader = Loader(train, step_flags.batch_size, buckets=buckets, seed=run_flags.seed)
-    evaluate = None
+    dev = None
     if config.eval_data_dir:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", model_config, None, **options)
         if not regression:
             dev.check_classes(len(names))
         if dev.meta.get("labels", names) != names:
             raise UserError(f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}")
-        evaluate = common.Evaluator(model, dev, common.eval_buckets(buckets, dev)).metrics
 
-    def save(name: str, found: dict[str, float]) -> Path:
-        return store.save(
-            directory / name,
-            model,
-            tokenizer_from=weights.directory,
-            command="minddistill finetune",
-            parents={"encoder": str(config.model)},
-            data={"train": str(config.train_data_dir), "rows": len(train), "task": train.meta.get("task", "")},
-            metrics=found,
+    def build() -> Work:
+        model = store.build(
+            weights if weights.config.labels == model_config.labels else _without_classifier(weights),
+            model_config,
+            seed=run_flags.seed,
+            may_miss=("classifier.", "pooler."),
+            **runtime.precision(step_flags.compute_type, step_flags.dtype, place.device),
         )
+
+        def save(name: str, found: Mapping[str, float]) -> Path:
+            return store.save(
+                directory / name,
+                model,
+                tokenizer_from=weights.directory,
+                command="minddistill finetune",
+                parents={"encoder": str(config.model)},
+                data={"train": str(config.train_data_dir), "rows": len(train), "task": train.meta.get("task", "")},
+                metrics=found,
+            )
+
+        loader = Loader(train, step_flags.batch_size, buckets=buckets, seed=run_flags.seed)
+        evaluate = common.Evaluator(model, dev, common.eval_buckets(buckets, dev)).metrics if dev is not None else None
+        return Work(Distiller(model, None, Labels(regression)), loader, save, evaluate)
 
     stage = Stage(
         name="finetune",
         directory=directory,
-        build=lambda: (Distiller(model, None, Labels(regression)), loader),
+        build=build,
         epochs=config.epoch_size,
         optim=optim.optim(),
         step=step_config(step_flags, optim),
         flags=run_flags,
         runtime=place,
         log=log,
-        save=save,
-        evaluate=evaluate,
+        groups=[config, optim, run_flags, step_flags],
+        content={
+            "model": {"weights": weights.fingerprint()},
+            "train_data_dir": train.files,
+            "eval_data_dir": {} if dev is None else dev.files,
+        },
         eval_steps=config.eval_steps,
         save_steps=config.save_checkpoint_step,
         keep=config.max_ckpt_num,
         patience=config.patience,
-        identity={
-            "model": str(config.model),
-            "train": str(config.train_data_dir),
-            "rows": len(train),
-            "buckets": buckets,
-        }
-        | step_flags.identity(),
     )
     return run_stage(stage)
 

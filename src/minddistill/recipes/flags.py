@@ -18,7 +18,10 @@ class RunFlags:
     """The run."""
 
     output_dir: str = flag("", "run directory: config.yaml, log.txt, metrics.jsonl, checkpoints, best and last models")
-    resume: bool = flag(True, "go on from the newest whole checkpoint in output_dir")
+    resume: bool | Literal["auto"] = flag(
+        "auto",
+        "go on with the earlier run in output_dir: auto (if there is one), true (there must be), false (start over)",
+    )
     seed: int = flag(42, "fixes initial weights, order of rows and dropout")
     log_interval: int = flag(100, "steps between two lines of the log")
 
@@ -66,10 +69,6 @@ class StepFlags:
         "auto", "type of the matrix products; auto is float16 on Ascend and GPU, float32 on CPU"
     )
     dtype: Literal["float16", "float32"] = flag("float32", "type of the hidden states between layers")
-
-    def identity(self) -> dict[str, Any]:
-        """What makes another run of it, besides what the step's own configuration says."""
-        return {name: getattr(self, name) for name in ("batch_size", "compute_type", "dtype")}
 
 
 @dataclass

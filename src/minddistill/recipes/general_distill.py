@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..models import store
 from . import common
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
-from .stage import Stage, open_run, run_stage
+from .stage import Stage, Work, open_run, run_stage
 
 
 @dataclass
@@ -65,7 +65,7 @@ def run(
     """
     run_flags.output_dir = run_flags.output_dir or config.save_ckpt_path or "runs/general_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    directory, log = open_run(run_flags, [config, learning, student_flags, run_flags, step_flags], place)
+    directory, log = open_run(run_flags, place)
     try:
         return run_stage(prepare(config, learning, student_flags, run_flags, step_flags, place, directory, log))[0]
     finally:
@@ -103,30 +103,31 @@ def prepare(
     wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler)
     pairs = layer_map(student_flags.layer_map, wanted.num_hidden_layers, weights.config.num_hidden_layers)
     check_heads(pairs, wanted.num_attention_heads, weights.config.num_attention_heads)
-    types = runtime.precision(step_flags.compute_type, step_flags.dtype, place.device)
-    teacher = store.build(weights, weights.config.with_(labels=(), regression=False), **types)
-    if student_flags.init_from_teacher:
-        layers = numbers(student_flags.init_from_teacher, "--init_from_teacher")
-        student = store.build(store.from_layers(weights, wanted, layers), seed=run_flags.seed, **types)
-    else:
-        student = store.new(wanted, run_flags.seed, **types)
-    fit = common.fit_dense(student_flags.fit_dense, wanted, weights.config, pairs, {}, run_flags.seed)
     buckets = common.buckets_for(step_flags.buckets, rows, student_flags.loss_mode == "reference")
-    log.line(f"The student has {wanted.num_hidden_layers} layers; they learn from teacher layers {pairs.attention}")
 
-    def save(name: str, found: Mapping[str, float]) -> Path:
-        return store.save(
-            directory / name,
-            student,
-            tokenizer_from=weights.directory,
-            command="minddistill general-distill",
-            parents={"teacher": str(config.load_teacher_ckpt_path)},
-            data={"corpus": str(config.data_dir), "rows": len(rows)},
-            metrics=found,
-            fit=common.fit_arrays(fit),
-        )
+    def build() -> Work:
+        types = runtime.precision(step_flags.compute_type, step_flags.dtype, place.device)
+        teacher = store.build(weights, weights.config.with_(labels=(), regression=False), **types)
+        if student_flags.init_from_teacher:
+            layers = numbers(student_flags.init_from_teacher, "--init_from_teacher")
+            student = store.build(store.from_layers(weights, wanted, layers), seed=run_flags.seed, **types)
+        else:
+            student = store.new(wanted, run_flags.seed, **types)
+        fit = common.fit_dense(student_flags.fit_dense, wanted, weights.config, pairs, {}, run_flags.seed)
+        log.line(f"The student has {wanted.num_hidden_layers} layers; they learn from teacher layers {pairs.attention}")
 
-    def build() -> tuple[Distiller, Loader]:
+        def save(name: str, found: Mapping[str, float]) -> Path:
+            return store.save(
+                directory / name,
+                student,
+                tokenizer_from=weights.directory,
+                command="minddistill general-distill",
+                parents={"teacher": str(config.load_teacher_ckpt_path)},
+                data={"corpus": str(config.data_dir), "rows": len(rows)},
+                metrics=found,
+                fit=common.fit_arrays(fit),
+            )
+
         batches = Loader(
             rows,
             step_flags.batch_size,
@@ -136,7 +137,7 @@ def prepare(
             rank=place.rank,
             size=place.size,
         )
-        return Distiller(student, teacher, Intermediate(pairs, fit, student_flags.loss_mode)), batches
+        return Work(Distiller(student, teacher, Intermediate(pairs, fit, student_flags.loss_mode)), batches, save)
 
     return Stage(
         name="general",
@@ -148,19 +149,11 @@ def prepare(
         flags=run_flags,
         runtime=place,
         log=log,
-        save=save,
+        groups=[config, learning, student_flags, run_flags, step_flags],
+        content={"load_teacher_ckpt_path": {"weights": weights.fingerprint()}, "data_dir": rows.files},
         save_steps=config.save_checkpoint_step,
         keep=config.max_ckpt_num,
         most_steps=config.train_steps,
-        identity={
-            "teacher": str(config.load_teacher_ckpt_path),
-            "corpus": str(config.data_dir),
-            "rows": len(rows),
-            "buckets": buckets,
-            "do_shuffle": config.do_shuffle,
-        }
-        | asdict(student_flags)
-        | step_flags.identity(),
     )
 
 

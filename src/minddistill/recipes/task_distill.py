@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +12,19 @@ from .. import runtime
 from ..config import flag, numbers, parse
 from ..data.loader import Loader
 from ..data.records import Rows
+from ..data.teacher_cache import Layout
 from ..distill.distiller import CachedTeacher, Distiller
 from ..distill.layer_map import LayerMap, layer_map
 from ..distill.objectives import Intermediate, Prediction, check_heads
 from ..errors import UserError
+from ..files import read_json, write_json
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel
 from ..train.optim import OptimConfig
 from . import common, evaluate, teacher_cache
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
-from .stage import Stage, open_run, run_stage
+from .stage import Stage, Work, open_run, run_stage
 
 
 @dataclass
@@ -111,6 +113,27 @@ class Job:
         return {name: getattr(self.teacher.config, name) for name in taken} | {"pooler": True}
 
     @property
+    def content(self) -> dict[str, dict[str, str]]:
+        """Fingerprints of what both phases read."""
+        return {
+            "load_teacher_ckpt_path": {"weights": self.teacher.fingerprint()},
+            "train_data_dir": self.train.files,
+        }
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What the stages of both phases have in common."""
+        return {
+            "step": step_config(self.step, self.learning),
+            "flags": self.run,
+            "runtime": self.place,
+            "log": self.log,
+            "groups": [self.config, self.learning, self.student, self.run, self.step],
+            "save_steps": self.config.save_ckpt_step,
+            "keep": self.config.max_ckpt_num,
+        }
+
+    @property
     def caches(self) -> Path:
         """Where caches of the teacher's outputs are."""
         setting = self.learning.teacher_cache
@@ -138,16 +161,25 @@ class Job:
         if pairs is None:
             layout = teacher_cache.begun(self.caches, owner) or layout
         started = teacher_cache.path_of(self.caches, owner, layout).is_dir()
-        if setting == "auto" and teacher is not None and not started:
-            pays = teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line)
-            if not self.place.all(pays):
-                return teacher, None
+        if setting == "auto" and teacher is not None and not started and not self.caching_pays(layout, epochs):
+            return teacher, None
         cache = teacher_cache.filled(
             self.caches, layout, self.train, owner, teacher, self.buckets, epochs, self.place, self.log.line
         )
         if pairs is None:
             return CachedTeacher(0, 0, True), cache.logits
         return CachedTeacher(len(layout.hidden), len(layout.attention), False), cache.batch
+
+    def caching_pays(self, layout: Layout, epochs: int) -> bool:
+        """Whether `--teacher_cache auto` keeps a layout, decided once for a run: float16 outputs make other weights."""
+        note = self.directory / "teacher_cache.json"
+        decided = read_json(note, "what was decided on the teacher's cache") if note.is_file() else {}
+        if layout.name not in decided:
+            pays = teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line)
+            decided[layout.name] = self.place.all(pays)
+            if not self.place.rank:
+                write_json(note, decided)
+        return decided[layout.name]
 
     def loader(self, columns: Callable | None = None) -> Loader:
         """Batches of the training rows, with what a teacher's cache adds to them."""
@@ -184,7 +216,7 @@ def run(
         return _evaluate(config, learning, config.load_td1_ckpt_path, run_flags.output_dir)
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags], place)
+    directory, log = open_run(run_flags, place, ("phase1", ""))
     try:
         job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
         first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else run_stage(phase_one(job))[0]
@@ -254,78 +286,92 @@ def _read(config: Config, directory: str, name: str, weights: store.Weights) -> 
     )
 
 
-def _first_student(job: Job) -> tuple[TextModel, Mapping[str, Any], str]:
-    """The student that phase 1 starts from, its projection if it brings one, and where it comes from."""
-    wanted = job.student.config(job.teacher.config)
-    heads = ("classifier.", "pooler.")
+def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
+    """What the student of phase 1 starts from (None for random weights), and what to call it."""
     if job.config.load_gd_ckpt_path:
         if job.student.init_from_teacher:
             raise UserError("--init_from_teacher and --load_gd_ckpt_path: two starting points; give one of them")
+        wanted = job.student.config(job.teacher.config)
         weights = store.read_weights(job.config.load_gd_ckpt_path, wanted.num_attention_heads)
-        return job.build(weights, weights.config.with_(**job.head), heads), weights.fit, str(weights.source)
+        return weights, str(weights.source)
     if job.student.init_from_teacher:
+        wanted = job.student.config(job.teacher.config)
         layers = numbers(job.student.init_from_teacher, "--init_from_teacher")
         weights = store.from_layers(job.teacher, wanted.with_(**job.head), layers)
-        return job.build(weights, weights.config, heads), {}, f"layers {job.student.init_from_teacher} of the teacher"
+        return weights, f"layers {job.student.init_from_teacher} of the teacher"
+    return None, "random weights"
+
+
+def _first_student(job: Job, weights: store.Weights | None) -> TextModel:
+    if weights is not None:
+        return job.build(weights, weights.config.with_(**job.head), ("classifier.", "pooler."))
     types = runtime.precision(job.step.compute_type, job.step.dtype, job.place.device)
-    model = store.new(wanted.with_(**job.head), job.run.seed, **types)
-    return model, {}, "random weights"
+    return store.new(job.student.config(job.teacher.config).with_(**job.head), job.run.seed, **types)
 
 
 def phase_one(job: Job) -> Stage:
     """Intermediate layers: the student and projection that `job` asks for, and what they learn from."""
-    student, carried, origin = _first_student(job)
-    pairs = layer_map(job.student.layer_map, student.config.num_hidden_layers, job.teacher.config.num_hidden_layers)
-    check_heads(pairs, student.config.num_attention_heads, job.teacher.config.num_attention_heads)
-    fit = common.fit_dense(job.student.fit_dense, student.config, job.teacher.config, pairs, carried, job.run.seed)
-    job.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
+    weights, origin = _first_weights(job)
 
-    def save(name: str, found: Mapping[str, float]) -> Path:
-        return _save(job, student, job.directory / "phase1" / name, "phase 1", origin, found, common.fit_arrays(fit))
-
-    def build() -> tuple[Distiller, Loader]:
+    def build() -> Work:
+        student, theirs = _first_student(job, weights), job.teacher.config
+        pairs = layer_map(job.student.layer_map, student.config.num_hidden_layers, theirs.num_hidden_layers)
+        check_heads(pairs, student.config.num_attention_heads, theirs.num_attention_heads)
+        carried = {} if weights is None else weights.fit
+        fit = common.fit_dense(job.student.fit_dense, student.config, theirs, pairs, carried, job.run.seed)
+        job.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
         teacher = job.built_teacher()
         if job.dev is not None and teacher is not None:
             shapes = common.eval_buckets(job.buckets, job.dev)
             common.check_teacher(teacher, job.dev, shapes, job.learning.allow_weak_teacher, job.log.line)
         source, columns = job.taught(pairs, teacher)
         kept = pairs.kept() if columns else pairs
-        return Distiller(student, source, Intermediate(kept, fit, job.student.loss_mode)), job.loader(columns)
 
+        def save(name: str, found: Mapping[str, float]) -> Path:
+            arrays = common.fit_arrays(fit)
+            return _save(job, student, job.directory / "phase1" / name, "phase 1", origin, found, arrays)
+
+        return Work(
+            Distiller(student, source, Intermediate(kept, fit, job.student.loss_mode)), job.loader(columns), save
+        )
+
+    general = weights is not None and job.config.load_gd_ckpt_path
     return Stage(
         name="phase1",
         directory=job.directory / "phase1",
         build=build,
         epochs=job.config.td_phase1_epoch_size,
         optim=job.learning.phase(1),
-        step=step_config(job.step, job.learning),
-        flags=job.run,
-        runtime=job.place,
-        log=job.log,
-        save=save,
-        save_steps=job.config.save_ckpt_step,
-        keep=job.config.max_ckpt_num,
-        identity=_identity(job, origin),
+        content={**job.content, "load_gd_ckpt_path": {"weights": weights.fingerprint()} if general else {}},
+        free=(
+            "do_eval",
+            "td_phase2_epoch_size",
+            "td_phase2_learning_rate",
+            "temperature",
+            "hard_label_weight",
+            "eval_steps",
+        ),
+        **job.shared,
     )
 
 
 def phase_two(job: Job, first: Path) -> Stage:
     """Predictions: the student in the model directory `first`, with a classifier, and what it learns from."""
     weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
-    student = job.build(weights, weights.config.with_(**job.head), ("classifier.",))
-    evaluate = None
-    if job.dev is not None and job.config.do_eval:
-        evaluate = common.Evaluator(student, job.dev, common.eval_buckets(job.buckets, job.dev)).metrics
+    learning, dev = job.learning, job.dev if job.config.do_eval else None
 
-    def save(name: str, found: Mapping[str, float]) -> Path:
-        return _save(job, student, job.directory / name, "phase 2", str(first), found, weights.fit)
+    def build() -> Work:
+        student = job.build(weights, weights.config.with_(**job.head), ("classifier.",))
 
-    learning = job.learning
+        def save(name: str, found: Mapping[str, float]) -> Path:
+            return _save(job, student, job.directory / name, "phase 2", str(first), found, weights.fit)
 
-    def build() -> tuple[Distiller, Loader]:
         source, columns = job.taught(None, job.built_teacher())
         objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.regression)
-        return Distiller(student, source, objective), job.loader(columns)
+        evaluate = None
+        if dev is not None:
+            evaluate = common.Evaluator(student, dev, common.eval_buckets(job.buckets, dev)).metrics
+        return Work(Distiller(student, source, objective), job.loader(columns), save, evaluate)
 
     return Stage(
         name="phase2",
@@ -333,33 +379,15 @@ def phase_two(job: Job, first: Path) -> Stage:
         build=build,
         epochs=job.config.td_phase2_epoch_size,
         optim=learning.phase(2),
-        step=step_config(job.step, learning),
-        flags=job.run,
-        runtime=job.place,
-        log=job.log,
-        save=save,
-        evaluate=evaluate,
+        content={
+            **job.content,
+            "load_td1_ckpt_path": {"weights": weights.fingerprint()},
+            "eval_data_dir": {} if dev is None else dev.files,
+        },
+        free=("td_phase1_epoch_size", "td_phase1_learning_rate"),
         eval_steps=learning.eval_steps,
-        save_steps=job.config.save_ckpt_step,
-        keep=job.config.max_ckpt_num,
-        identity=_identity(job, str(first)),
+        **job.shared,
     )
-
-
-def _identity(job: Job, origin: str) -> dict[str, Any]:
-    return {
-        "teacher": str(job.config.load_teacher_ckpt_path),
-        "train": str(job.config.train_data_dir),
-        "rows": len(job.train),
-        "origin": origin,
-        "buckets": job.buckets,
-        "do_shuffle": job.config.do_shuffle,
-        "temperature": job.learning.temperature,
-        "hard_label_weight": job.learning.hard_label_weight,
-        "teacher_cache": job.learning.teacher_cache,
-        **asdict(job.student),
-        **job.step.identity(),
-    }
 
 
 def _save(
