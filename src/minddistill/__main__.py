@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from . import __version__
+from . import __version__, runtime
 from .errors import UserError
 
 # Command: module of recipes, and its line in the overview.
@@ -25,6 +25,12 @@ COMMANDS = {
 
 def run_command(name: str, argv: list[str]) -> int:
     """Run a command of the table; a user's mistake becomes one line and exit code 2."""
+    code = _run(name, argv)
+    runtime.leave(code)
+    return code
+
+
+def _run(name: str, argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     os.environ.setdefault("GLOG_v", "3")
