@@ -125,7 +125,7 @@ def _run(
             "rows": len(train),
             "buckets": buckets,
         }
-        | step_flags.identity(),
+        | step_flags.identity(place.size),
     )
     return run_stage(stage)
 

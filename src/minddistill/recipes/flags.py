@@ -67,9 +67,13 @@ class StepFlags:
     )
     dtype: Literal["float16", "float32"] = flag("float32", "type of the hidden states between layers")
 
-    def identity(self) -> dict[str, Any]:
-        """What makes another run of it, besides what the step's own configuration says."""
-        return {name: getattr(self, name) for name in ("batch_size", "compute_type", "dtype")}
+    def identity(self, processes: int) -> dict[str, Any]:
+        """What makes another run of it, besides what the step's own configuration says.
+
+        The number of processes may change as long as all of them together take as many rows a step.
+        """
+        kept = {name: getattr(self, name) for name in ("compute_type", "dtype")}
+        return kept | {"batch_size x processes": self.batch_size * processes}
 
 
 @dataclass

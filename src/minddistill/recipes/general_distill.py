@@ -160,7 +160,7 @@ def prepare(
             "do_shuffle": config.do_shuffle,
         }
         | asdict(student_flags)
-        | step_flags.identity(),
+        | step_flags.identity(place.size),
     )
 
 

@@ -180,6 +180,8 @@ def run(
     """
     if not config.do_train and not config.do_eval:
         raise UserError("--do_train false and --do_eval false: nothing to do; set one of them true")
+    if not config.do_train and config.distribute:
+        raise UserError("--do_train false --distribute true: evaluation runs in one process; give --distribute false")
     if not config.do_train:
         return _evaluate(config, learning, config.load_td1_ckpt_path, run_flags.output_dir)
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
@@ -358,7 +360,7 @@ def _identity(job: Job, origin: str) -> dict[str, Any]:
         "hard_label_weight": job.learning.hard_label_weight,
         "teacher_cache": job.learning.teacher_cache,
         **asdict(job.student),
-        **job.step.identity(),
+        **job.step.identity(job.place.size),
     }
 
 
