@@ -20,6 +20,7 @@ COMMANDS = {
     "cache-teacher": ("cache_teacher", "a teacher's outputs ahead, for students trained where it is not"),
     "hccl-config": ("hccl_config", "rank tables of Ascend devices: write, merge, check"),
     "evaluate": ("evaluate", "measure a model on records; predictions and GLUE submissions"),
+    "export": ("export", "a trained model to ONNX or MindIR"),
 }
 
 

@@ -56,13 +56,13 @@ class Session:
         if (path / ONNX_FILE).is_file():
             where = path / "config.json"
             config = hub.config_from_hf(read_json(where, "the configuration beside an ONNX graph"), str(where))
+            config.require_classifier(directory)
             return cls("onnx", config, path, _onnx_forward(path / ONNX_FILE, threads))
         _start_mindspore(threads)
         from ..models import store
 
         weights = store.read_weights(path)
-        if not weights.config.num_labels:
-            raise UserError(f"{directory}: an encoder without a classifier; fine-tune it first (minddistill finetune)")
+        weights.config.require_classifier(directory)
         return cls("mindspore", weights.config, weights.directory, _mindspore_forward(weights))
 
     def predict(self, input_ids: np.ndarray, input_mask: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
