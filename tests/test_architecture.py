@@ -6,8 +6,8 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "minddistill"
 FLOOR = {"config", "errors", "files", "native", "params", "runtime"}
 PACKAGES = {"data", "distill", "evaluation", "export", "models", "train"}
-# A model runs as it was described and with its tokenizer.
-READS = {"export": {"models", "data"}}
+# A model runs as it was described, with its tokenizer, and its logits become scores as in evaluation.
+READS = {"export": {"models", "data", "evaluation"}}
 
 
 def imported(path: Path) -> set[str]:

@@ -21,6 +21,8 @@ COMMANDS = {
     "hccl-config": ("hccl_config", "rank tables of Ascend devices: write, merge, check"),
     "evaluate": ("evaluate", "measure a model on records; predictions and GLUE submissions"),
     "export": ("export", "a trained model to ONNX or MindIR"),
+    "quantize": ("quantize", "a trained or exported model to int8 ONNX"),
+    "predict": ("predict", "labels and scores of texts"),
 }
 
 

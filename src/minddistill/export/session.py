@@ -54,10 +54,7 @@ class Session:
         """
         path = model_path(directory)
         if (path / ONNX_FILE).is_file():
-            where = path / "config.json"
-            config = hub.config_from_hf(read_json(where, "the configuration beside an ONNX graph"), str(where))
-            config.require_classifier(directory)
-            return cls("onnx", config, path, _onnx_forward(path / ONNX_FILE, threads))
+            return cls("onnx", read_config(path), path, graph_forward(path / ONNX_FILE, threads))
         _start_mindspore(threads)
         from ..models import store
 
@@ -114,6 +111,18 @@ class Session:
         return self.padded(self.tokens(texts, pairs, max_length))
 
 
+def read_config(directory: Path) -> ModelConfig:
+    """The configuration of the classifier whose graph is in a directory.
+
+    Raises:
+        UserError: there is none, or it is that of an encoder alone.
+    """
+    where = directory / "config.json"
+    config = hub.config_from_hf(read_json(where, "the configuration beside an ONNX graph"), str(where))
+    config.require_classifier(directory)
+    return config
+
+
 def runtime_session(graph: Path | bytes, threads: int | None = None) -> Any:
     """An ONNX Runtime session on the CPU whose waiting threads do not spin.
 
@@ -134,7 +143,12 @@ def runtime_session(graph: Path | bytes, threads: int | None = None) -> Any:
         raise UserError(f"{graph}: ONNX Runtime cannot run it ({reason}); export it again") from None
 
 
-def _onnx_forward(graph: Path, threads: int | None) -> Forward:
+def graph_forward(graph: Path, threads: int | None = None) -> Forward:
+    """A function from the three inputs of `Session.predict` to logits, by an ONNX graph.
+
+    Raises:
+        UserError: it cannot be run, or is not a text classifier's.
+    """
     session = runtime_session(graph, threads)
     known = [value.name for value in session.get_inputs()]
     if not {*INPUTS[:2]} <= {*known} <= {*INPUTS}:
