@@ -42,7 +42,7 @@ def test_dynamic_int8_answers_alike_and_reports_both(exported, data, tmp_path, c
     assert command("quantize", *flags) == 0
     same_answers(out, exported, data)
     float_matrices = {name for name, kind in matrices(out).items() if kind == onnx.TensorProto.FLOAT}
-    assert float_matrices == {"encoder.embeddings.segment", "encoder.embeddings.position"} or not float_matrices
+    assert float_matrices == {"encoder.embeddings.position"}  # a part of it is taken, none of its rows looked up
     record = json.loads((out / "minddistill.json").read_text())
     assert record["quantisation"] == {"method": "dynamic", "keep_float": []}
     assert record["parents"] == {"model": str(exported)}

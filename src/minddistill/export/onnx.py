@@ -181,11 +181,11 @@ class Builder:
         for index in range(last + 1):
             # The classifier reads the first position: nothing else of the last layer is computed.
             x = self.layer(f"encoder.layers.{index}", x, mask, distances, first_only=index == last)
-        pooled = self.dense("pooler", self.graph.node("Squeeze", x, self.graph.constant([1])))
-        pooled = self.activation(POOLER_ACTIVATION[self.config.family], pooled)
+        # Kept (B, 1, H) to the end: products of matrices become Gemm, which ONNX Runtime runs in float32 only.
+        pooled = self.activation(POOLER_ACTIVATION[self.config.family], self.dense("pooler", x))
         if self.config.relu_before_classifier:
             pooled = self.activation("relu", pooled)
-        return self.graph.node("Identity", self.dense("classifier", pooled), name="logits")
+        return self.graph.node("Squeeze", self.dense("classifier", pooled), self.graph.constant([1]), name="logits")
 
 
 def build(weights: store.Weights, fp16: bool = False) -> Any:

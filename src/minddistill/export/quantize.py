@@ -63,6 +63,8 @@ def static(
         # Batches differ in length: each is collected by itself.
         "CalibStridedMinMax": 1,
         "CalibPercentile": PERCENTILE,
+        # A residual goes past the matrix products in float32: only what they read is rounded.
+        "DedicatedQDQPair": True,
         # What leaves a matrix product is added to in float32, so that it need not be rounded.
         "OpTypesToExcludeOutputQuantization": ["MatMul"],
     }
