@@ -46,7 +46,7 @@ def test_dynamic_int8_answers_alike_and_reports_both(exported, data, tmp_path, c
     record = json.loads((out / "minddistill.json").read_text())
     assert record["quantisation"] == {"method": "dynamic", "keep_float": []}
     assert record["parents"] == {"model": str(exported)}
-    assert {"accuracy", "megabytes", "milliseconds"} <= record["metrics"].keys() & record["against"].keys()
+    assert {"accuracy", "megabytes", "milliseconds"} <= record["metrics"].keys() & record["metrics_float32"].keys()
     assert "float32: accuracy" in capsys.readouterr().out
 
 

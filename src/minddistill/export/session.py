@@ -52,6 +52,8 @@ class Session:
             UserError: nothing that can be run is there, it is no classifier, or MindSpore runs in this process with
                 another number of threads already.
         """
+        if not str(directory):
+            raise UserError("--model is empty; expected a model directory, or one with an ONNX graph")
         path = model_path(directory)
         if (path / ONNX_FILE).is_file():
             return cls("onnx", read_config(path), path, graph_forward(path / ONNX_FILE, threads))

@@ -51,6 +51,11 @@ class Config:
     schema_dir: str = flag("", "path of the schema file; the record directory's own by default")
     dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
 
+    @property
+    def kept(self) -> list[str]:
+        """The names in `keep_float`."""
+        return [name.strip() for name in self.keep_float.split(",") if name.strip()]
+
 
 def run(config: Config) -> dict[str, dict[str, float]]:
     """Write the int8 model; print and return the figures of float32 and int8.
@@ -64,32 +69,18 @@ def run(config: Config) -> dict[str, dict[str, float]]:
         raise UserError(
             f"--method {config.method}: --data_dir {state}; static calibrates on its rows, dynamic does not"
         )
-    keep = [name.strip() for name in config.keep_float.split(",") if name.strip()]
     runtime.start()
     with tempfile.TemporaryDirectory() as scratch:
         graph, shape, source = _float_graph(model_path(config.model), Path(scratch))
-        small = Path(scratch) / "int8.onnx"
-        if config.method == "dynamic":
-            quantize.dynamic(graph, small, keep)
-        else:
-            batches = calibration_batches(
-                _read(config, "data_dir", shape, source), config.calibration_rows, config.seed
-            )
-            quantize.static(graph, small, batches, config.calibration, keep)
+        small = _int8_graph(config, graph, shape, source)
         rows = _read(config, "eval_data_dir", shape, source) if config.eval_data_dir else None
         found = measure({"float32": graph, config.method: small}, rows, shape)
-        record = {
-            "quantisation": {"method": config.method, "keep_float": keep}
-            | ({"calibration": config.calibration, "data": config.data_dir} if config.method == "static" else {}),
-            "metrics": found[config.method],
-            "against": found["float32"],
-        }
 
         def save(part: Path) -> None:
-            (part / directory.ONNX_FILE).write_bytes(small.read_bytes())
+            shutil.copyfile(small, part / directory.ONNX_FILE)
 
         command = f"minddistill quantize --method {config.method}"
-        directory.write(target, save, shape, source, command, record)
+        directory.write(target, save, shape, source, command, _record(config, found))
     for name, values in found.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
     print(f"{config.model}: quantised to {target}")
@@ -106,6 +97,26 @@ def _float_graph(path: Path, scratch: Path) -> tuple[Path, ModelConfig, Path]:
     weights.config.require_classifier(path)
     onnx.save(onnx.build(weights), graph)
     return graph, weights.config, weights.directory
+
+
+def _int8_graph(config: Config, graph: Path, shape: ModelConfig, source: Path) -> Path:
+    """The int8 form of a graph, written beside it."""
+    small = graph.with_name("int8.onnx")
+    if config.method == "dynamic":
+        quantize.dynamic(graph, small, config.kept)
+    else:
+        rows = _read(config, "data_dir", shape, source)
+        batches = calibration_batches(rows, config.calibration_rows, config.seed)
+        quantize.static(graph, small, batches, config.calibration, config.kept)
+    return small
+
+
+def _record(config: Config, found: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """What `minddistill.json` says of the int8 model."""
+    settings: dict[str, Any] = {"method": config.method, "keep_float": config.kept}
+    if config.method == "static":
+        settings |= {name: getattr(config, name) for name in ("calibration", "calibration_rows", "data_dir", "seed")}
+    return {"quantisation": settings, "metrics": found[config.method], "metrics_float32": found["float32"]}
 
 
 def _read(config: Config, name: str, shape: ModelConfig, source: Path) -> Rows:
