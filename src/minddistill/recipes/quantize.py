@@ -120,7 +120,7 @@ def _record(config: Config, found: dict[str, dict[str, float]]) -> dict[str, Any
 
 
 def _read(config: Config, name: str, shape: ModelConfig, source: Path) -> Rows:
-    options = {"kind": config.dataset_type, "schema_file": config.schema_dir}
+    options = {"kind": config.dataset_type, "schema_file": config.schema_dir, "labelled": name == "eval_data_dir"}
     return common.read_checked(getattr(config, name), f"--{name}", shape, source, **options)
 
 
