@@ -25,6 +25,9 @@ COMMANDS = {
     "cache-teacher": ("cache_teacher", "a teacher's outputs ahead, for students trained where it is not"),
     "hccl-config": ("hccl_config", "rank tables of Ascend devices: write, merge, check"),
     "evaluate": ("evaluate", "measure a model on records; predictions and GLUE submissions"),
+    "export": ("export", "a trained model to ONNX or MindIR"),
+    "quantize": ("quantize", "a trained or exported model to int8 ONNX"),
+    "predict": ("predict", "labels and scores of texts"),
 }
 
 

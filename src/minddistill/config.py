@@ -20,6 +20,11 @@ def flag(default: Any, help: str, *aliases: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "aliases": aliases})
 
 
+def words(help: str) -> Any:
+    """A dataclass field for what stands on the command line without a flag: a list of strings."""
+    return dataclasses.field(default_factory=list, metadata={"help": help, "words": True})
+
+
 def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[str] | None = None) -> list[Any]:
     """Read flags and `--config` YAML into one instance of each dataclass in `groups`.
 
@@ -35,6 +40,9 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
         section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
         hints = get_type_hints(group)
         for item in dataclasses.fields(group):
+            if "words" in item.metadata:
+                section.add_argument(item.name, nargs="*", type=str, default=[], help=item.metadata["help"])
+                continue
             names = [f"--{name}" for name in (item.name, *item.metadata.get("aliases", ()))]
             section.add_argument(*names, type=hints[item.name], default=item.default, help=item.metadata["help"])
     try:

@@ -104,3 +104,12 @@ class ModelConfig:
         if "hidden_size" in changes:
             changes.setdefault("embedding_size", 0)
         return replace(self, **changes)
+
+    def require_classifier(self, source: object) -> None:
+        """See that the model has what predicts.
+
+        Raises:
+            UserError: it is an encoder alone; names `source`.
+        """
+        if not self.num_labels:
+            raise UserError(f"{source}: an encoder without a classifier; fine-tune it first (minddistill finetune)")

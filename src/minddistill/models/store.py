@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 FIT_FILE = "fit_dense.safetensors"
+RECORD_FILE = "minddistill.json"
 OUTLINE_FILE = "outline.json"
 
 
@@ -231,12 +232,9 @@ def save(
         save_file({names[path]: value for path, value in values.items()}, part / "model.safetensors", {"format": "pt"})
         if fit:
             save_file(dict(fit), part / FIT_FILE)
-        write_json(part / "config.json", hub.config_to_hf(config))
-        write_json(part / "minddistill.json", record)
-        write_text(part / "README.md", _card(directory.name, config, record))
-        for name in TOKENIZER_FILES:
-            if tokenizer_from is not None and (tokenizer_from / name).is_file():
-                shutil.copyfile(tokenizer_from / name, part / name)
+        describe(part, directory.name, config, record)
+        if tokenizer_from is not None:
+            copy_tokenizer(tokenizer_from, part)
 
     replace_directory(directory, fill)
     return directory
@@ -248,12 +246,30 @@ def save_outline(directory: Path, weights: Weights) -> Path:
     def fill(part: Path) -> None:
         write_json(part / "config.json", hub.config_to_hf(weights.config))
         write_json(part / OUTLINE_FILE, {"teacher": weights.fingerprint(), "source": str(weights.source)})
-        for name in TOKENIZER_FILES:
-            if (weights.directory / name).is_file():
-                shutil.copyfile(weights.directory / name, part / name)
+        copy_tokenizer(weights.directory, part)
 
     replace_directory(directory, fill)
     return directory
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what there is of tokenizer files from one directory to another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def describe(directory: Path, name: str, config: ModelConfig, record: Mapping[str, Any]) -> None:
+    """Write what stands beside a model's weights: `config.json`, `minddistill.json` (the record) and its card."""
+    write_json(directory / "config.json", hub.config_to_hf(config))
+    write_json(directory / RECORD_FILE, record)
+    write_text(directory / "README.md", _card(name, config, record))
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """What made the model in a directory; empty for one that was made elsewhere."""
+    path = directory / RECORD_FILE
+    return dict(_object(path)) if path.is_file() else {}
 
 
 def _card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str:

@@ -51,8 +51,7 @@ def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, fl
     if config.submission and not config.output_dir:
         raise UserError("--submission true: --output_dir is empty; expected where to write the files")
     weights = store.read_weights(config.model, config.num_attention_heads)
-    if not weights.config.num_labels:
-        raise UserError(f"{config.model}: an encoder without a classifier; fine-tune it first (minddistill finetune)")
+    weights.config.require_classifier(config.model)
     directories = [name.strip() for name in config.data_dir.split(",") if name.strip()]
     if not directories:
         raise UserError(f"{flag_name} is empty; expected a record directory")

@@ -254,8 +254,7 @@ def prepare(
     weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
     train = _read(config, config.train_data_dir, "--train_data_dir", weights)
     weights = common.align_labels(weights, _labels(train), log.line)
-    if not weights.config.num_labels:
-        raise UserError(f"{weights.source}: an encoder without a classifier; fine-tune it first (minddistill finetune)")
+    weights.config.require_classifier(weights.source)
     # The first of several (MNLI's matched and mismatched) selects the best student.
     first = config.eval_data_dir.split(",")[0]
     dev = _read(config, first, "--eval_data_dir", weights) if first else None
