@@ -16,7 +16,7 @@ CONFIG = preset("test-4l-32").with_(vocab_size=20, max_position_embeddings=16, l
 DENSE, BATCHED = 6, 2
 
 
-def products(tmp_path, monkeypatch, cell):
+def products(tmp_path, cell):
     """How many MatMul and BatchMatMul the compiled graph of a cell has."""
     batch = {
         "input_ids": np.ones((2, 8), np.int32),
@@ -37,9 +37,11 @@ def products(tmp_path, monkeypatch, cell):
         def construct(self, batch):
             return self.cell(batch, Tensor(0, ms.int32))[0]
 
-    monkeypatch.setenv("MS_DEV_SAVE_GRAPHS", "1")
-    monkeypatch.setenv("MS_DEV_SAVE_GRAPHS_PATH", str(tmp_path))
-    Outer()(ms.mutable({name: Tensor(value) for name, value in batch.items()})).asnumpy()
+    ms.set_context(save_graphs=1, save_graphs_path=str(tmp_path))
+    try:
+        Outer()(ms.mutable({name: Tensor(value) for name, value in batch.items()})).asnumpy()
+    finally:
+        ms.set_context(save_graphs=0)
     (graph,) = tmp_path.rglob("*_validate_*.ir")  # after all passes that remove what is not used
     text = graph.read_text()
     return text.count(" = PrimFunc_MatMul("), text.count(" = PrimFunc_BatchMatMul(")
@@ -57,7 +59,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_only_what_the_objective_needs_is_computed(name, tmp_path, monkeypatch):
+def test_only_what_the_objective_needs_is_computed(name, tmp_path):
     objective, expected = CASES[name]
     student, teacher = store.new(CONFIG.with_(num_hidden_layers=2), seed=0), store.new(CONFIG, seed=1)
-    assert products(tmp_path, monkeypatch, Distiller(student, teacher, objective())) == expected
+    assert products(tmp_path, Distiller(student, teacher, objective())) == expected
