@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
     Flags win over the file. Each class's first docstring line is the title of its group in `--help`.
 
     Raises:
-        UserError: an unknown flag or key, a wrong type or choice; says which and what was expected.
+        UserError: an unknown flag or key, a wrong type or choice, a number that is negative or not finite (no flag
+            takes one); says which and what was expected.
     """
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file whose keys are flags; flags win over it")
@@ -41,6 +43,9 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
         values = vars(parser.parse_args(list(argv) if argv is not None else None))
     except Exception as error:  # jsonargparse raises argparse's and its own errors
         raise UserError(f"{_explain(str(error))}; see {prog} --help") from None
+    for name, value in values.items():
+        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+            raise UserError(f"--{name} {value}: expected a number, 0 or more; see {prog} --help")
     return [group(**{item.name: values[item.name] for item in dataclasses.fields(group)}) for group in groups]
 
 

@@ -150,7 +150,7 @@ def test_general_distillation_lowers_its_loss_and_feeds_task_distillation(tmp_pa
     assert losses[-1] < losses[0] / 2
     argv = ["--load_gd_ckpt_path", tmp_path / "gd" / "last", "--init_from_teacher", ""]
     assert distil(data, teacher, tmp_path / "td", *argv) == 0
-    assert "The student starts from" in (tmp_path / "td" / "log.txt").read_text()
+    assert f"from {tmp_path / 'gd' / 'last'}" in (tmp_path / "td" / "log.txt").read_text()
 
 
 def wrong(data, teacher, tmp_path):
@@ -199,5 +199,8 @@ def test_weak_teacher_is_refused(data, tiny_encoder, tmp_path, teacher, capsys):
     tensors = load_file(weak / "model.safetensors")
     tensors["classifier.weight"] *= 0
     save_file(tensors, weak / "model.safetensors", {"format": "pt"})
+    assert distil(data, weak, tmp_path / "out") == 2
+    assert "damaged or changed (checksum)" in capsys.readouterr().err
+    (weak / "minddistill.json").unlink()
     assert distil(data, weak, tmp_path / "out") == 2
     assert "not above 0.5000 of the majority class" in capsys.readouterr().err

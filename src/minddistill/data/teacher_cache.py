@@ -15,7 +15,7 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from ..files import read_json, whole_file, write_json
+from ..files import checksum, read_json, whole_file, write_json
 
 _SHARD_BYTES = 256 * 2**20
 NOTE = "cache.json"
@@ -105,7 +105,7 @@ class TeacherCache:
         known = read_json(note, "the note of a shard")
         if not data.is_file() or data.stat().st_size != known.get("bytes"):
             return f"{data}: its size is not the one it was written with"
-        if _checksum(data) != known.get("crc32c"):
+        if checksum(data) != known.get("crc32c"):
             return f"{data}: damaged (checksum)"
         return None
 
@@ -135,8 +135,8 @@ class TeacherCache:
         with whole_file(data) as part, open(part, "wb") as handle:
             handle.write(values)
             handle.write(logits)
-        checksum = crc32c.crc32c(logits, crc32c.crc32c(values))
-        write_json(note, {"bytes": values.nbytes + logits.nbytes, "crc32c": checksum})
+        found = crc32c.crc32c(logits, crc32c.crc32c(values))
+        write_json(note, {"bytes": values.nbytes + logits.nbytes, "crc32c": found})
 
     def batch(self, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """What the teacher says of rows (B,), padded with zeros to `length` = S.
@@ -186,11 +186,3 @@ class TeacherCache:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as handle:
-        while block := handle.read(1 << 24):
-            value = crc32c.crc32c(block, value)
-    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import runtime
+from .. import params, runtime
 from ..config import flag, parse
 from ..data.loader import Loader
 from ..distill.distiller import Distiller
@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..models import store
 from ..train.log import RunLog
 from . import common
+from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
 from .stage import Stage, open_run, run_stage
 
@@ -47,12 +48,12 @@ def run(config: Config, optim: OptimFlags, run_flags: RunFlags, step_flags: Step
     place = runtime.start(config.device_target, config.device_id)
     directory, log = open_run(run_flags, [config, optim, run_flags, step_flags], place)
     try:
-        return _run(config, optim, run_flags, step_flags, place, directory, log)
+        return run_stage(prepare(config, optim, run_flags, step_flags, place, directory, log))
     finally:
         log.close()
 
 
-def _run(
+def prepare(
     config: Config,
     optim: OptimFlags,
     run_flags: RunFlags,
@@ -60,14 +61,28 @@ def _run(
     place: runtime.Runtime,
     directory: Path,
     log: RunLog,
-) -> tuple[Path, dict[str, float]]:
-    weights = store.read_weights(config.model, config.num_attention_heads)
-    options = {"kind": config.dataset_type, "schema_file": config.schema_dir}
+) -> Stage:
+    """Read and check what the flags name; the stage that they describe.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    with log.check("model") as found:
+        weights = store.read_weights(config.model, config.num_attention_heads)
+        found(common.described(weights))
+    options = {
+        "kind": config.dataset_type,
+        "schema_file": config.schema_dir,
+        "verify": run_flags.verify_records,
+        "log": log,
+    }
     train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
     names, regression = train.meta.get("labels", []), bool(train.meta.get("regression"))
-    if not regression:
-        names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
-        train.check_classes(len(names))
+    with log.check("labels") as found:
+        if not regression:
+            names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
+            train.check_classes(len(names))
+        found("a number" if regression else ", ".join(names))
     model_config = weights.config.with_(
         labels=("score",) if regression else tuple(names),
         regression=regression,
@@ -86,10 +101,14 @@ def _run(
     evaluate = None
     if config.eval_data_dir:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", model_config, None, **options)
-        if not regression:
-            dev.check_classes(len(names))
-        if dev.meta.get("labels", names) != names:
-            raise UserError(f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}")
+        with log.check("labels to evaluate") as found:
+            if not regression:
+                dev.check_classes(len(names))
+            if dev.meta.get("labels", names) != names:
+                raise UserError(
+                    f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}"
+                )
+            found("the same")
         evaluate = common.Evaluator(model, dev, common.eval_buckets(buckets, dev)).metrics
 
     def save(name: str, found: dict[str, float]) -> Path:
@@ -103,7 +122,10 @@ def _run(
             metrics=found,
         )
 
-    stage = Stage(
+    trained = params.count(model)
+    load = Load(trained, model_config, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {})
+    check_load(load, directory, place.device, log)
+    return Stage(
         name="finetune",
         directory=directory,
         build=lambda: (Distiller(model, None, Labels(regression)), loader),
@@ -127,7 +149,6 @@ def _run(
         }
         | step_flags.identity(),
     )
-    return run_stage(stage)
 
 
 def _without_classifier(weights: store.Weights) -> store.Weights:
@@ -135,7 +156,10 @@ def _without_classifier(weights: store.Weights) -> store.Weights:
     return store.Weights(weights.config, values, weights.source, weights.fit)
 
 
+GROUPS = [Config, OptimFlags, RunFlags, StepFlags]
+examine = prepare  # all that `minddistill doctor` looks at
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill finetune`."""
-    groups = [Config, OptimFlags, RunFlags, StepFlags]
-    run(*parse("minddistill finetune", "Train an encoder on a task.", groups, argv))
+    run(*parse("minddistill finetune", "Train an encoder on a task.", GROUPS, argv))

@@ -21,6 +21,8 @@ class RunFlags:
     resume: bool = flag(True, "go on from the newest whole checkpoint in output_dir")
     seed: int = flag(42, "fixes initial weights, order of rows and dropout")
     log_interval: int = flag(100, "steps between two lines of the log")
+    max_skipped_steps: int = flag(20, "overflows in a row after which to stop, with the rows of the batch saved")
+    verify_records: bool = flag(True, "check the checksums of the records, once, before the first epoch")
 
 
 @dataclass

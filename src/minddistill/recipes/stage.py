@@ -23,6 +23,7 @@ from ..train.log import RunLog
 from ..train.loop import Hook, Prefetched, Stopped, fit
 from ..train.optim import OptimConfig, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
+from ..train.watch import INTERVAL, Watch
 from .flags import RunFlags
 
 
@@ -120,14 +121,21 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
             state.best = {"value": value, "epoch": state.epoch, "metrics": found, "result": str(path)}
             stage.log.line(f"The best acc is {value:.6f}")
 
-    hooks = [Hook(stage.flags.log_interval, log), Hook(1, stage.log.tick)]
+    def rows_of(epoch: int, position: int) -> list[str]:
+        planned = train.plan(epoch)[position]
+        return [train.rows.place(int(row)) for row in planned.rows[: planned.real]]
+
+    announced = _announced(step, stage.log, len(train.buckets))
+    watch = Watch(announced, state, stage.flags.max_skipped_steps, rows_of, stage.directory if leads else None)
+    hooks = [Hook(INTERVAL, watch.check, at_epoch_end=True)]
+    hooks += [Hook(stage.flags.log_interval, log), Hook(1, stage.log.tick)]
     hooks.append(Hook(stage.eval_steps, judge, at_epoch_end=True))
     if leads:
         hooks.append(Hook(stage.save_steps, lambda state, outputs: checkpoints.save(state), at_epoch_end=True))
     began, ahead = time.perf_counter(), Prefetched(train)
     try:
         fit(
-            _announced(step, stage.log, len(train.buckets)),
+            watch,
             ahead,
             state,
             epochs=stage.epochs,
@@ -144,6 +152,7 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
         raise KeyboardInterrupt from None
     finally:
         stage.log.stop()
+    watch.check(state, ())  # of a run that ended inside an epoch
     judge(state, ())
     last = stage.save("last", latest["metrics"]) if leads else stage.directory / "last"
     result, found = Path(state.best.get("result", str(last))), state.best.get("metrics", {})

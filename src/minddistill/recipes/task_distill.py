@@ -8,19 +8,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import runtime
+from .. import params, runtime
 from ..config import flag, numbers, parse
 from ..data.loader import Loader
 from ..data.records import Rows
+from ..data.teacher_cache import Layout
 from ..distill.distiller import CachedTeacher, Distiller
-from ..distill.layer_map import LayerMap, layer_map
-from ..distill.objectives import Intermediate, Prediction, check_heads
+from ..distill.layer_map import LayerMap
+from ..distill.objectives import Intermediate, Prediction
 from ..errors import UserError
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel
 from ..train.optim import OptimConfig
 from . import common, evaluate, teacher_cache
+from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
 from .stage import Stage, open_run, run_stage
 
@@ -120,6 +122,39 @@ class Job:
         """The teacher, or None where only its outline is here."""
         return None if self.teacher.outline else self.build(self.teacher, self.teacher.config)
 
+    def cached(self, pairs: LayerMap | None) -> tuple[dict[str, Any], Layout, int]:
+        """Whose outputs a phase's cache holds, which of them, and in how many epochs they are read."""
+        types = {"compute_type": self.step.compute_type, "dtype": self.step.dtype}
+        owner = teacher_cache.identity(self.teacher, self.train, types, self.caches)
+        layout = teacher_cache.layout_of(self.teacher.config, pairs)
+        if pairs is None:
+            layout = teacher_cache.begun(self.caches, owner) or layout
+        return owner, layout, self.config.td_phase2_epoch_size + (self.config.td_phase1_epoch_size if pairs else 0)
+
+    def check_load(self, student: TextModel, trained: int, pairs: LayerMap | None) -> None:
+        """See that the machine has room for a phase.
+
+        Raises:
+            UserError: it has not.
+        """
+        cache = {}
+        if self.learning.teacher_cache not in teacher_cache.SETTINGS:  # "auto" sees for itself what it may take
+            owner, layout, _ = self.cached(pairs)
+            if not teacher_cache.path_of(self.caches, owner, layout).is_dir():
+                cache = {self.caches: layout.bytes(self.train.length)}
+        load = Load(
+            trained,
+            student.config,
+            self.teacher.config,
+            sum(value.size for value in self.teacher.values.values()),
+            len(pairs.attention) if pairs else 0,
+            self.step.batch_size,
+            self.buckets,
+            self.config.max_ckpt_num,
+            cache,
+        )
+        check_load(load, self.directory, self.place.device, self.log)
+
     def taught(
         self, pairs: LayerMap | None, teacher: TextModel | None
     ) -> tuple[TextModel | CachedTeacher, Callable | None]:
@@ -128,15 +163,10 @@ class Job:
         Args:
             pairs: of phase 1; None for phase 2, which reads the logits of phase 1's cache where there is one.
         """
-        setting, config = self.learning.teacher_cache, self.config
+        setting = self.learning.teacher_cache
         if setting == "off" and teacher is not None:
             return teacher, None
-        types = {"compute_type": self.step.compute_type, "dtype": self.step.dtype}
-        owner = teacher_cache.identity(self.teacher, self.train, types, self.caches)
-        epochs = config.td_phase2_epoch_size + (config.td_phase1_epoch_size if pairs else 0)
-        layout = teacher_cache.layout_of(self.teacher.config, pairs)
-        if pairs is None:
-            layout = teacher_cache.begun(self.caches, owner) or layout
+        owner, layout, epochs = self.cached(pairs)
         started = teacher_cache.path_of(self.caches, owner, layout).is_dir()
         if setting == "auto" and teacher is not None and not started:
             pays = teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line)
@@ -217,17 +247,32 @@ def prepare(
     config.load_teacher_ckpt_path = config.load_teacher_ckpt_path or teacher_cache.outline_in(learning.teacher_cache)
     if not config.load_teacher_ckpt_path:
         raise UserError("--load_teacher_ckpt_path is empty; expected the fine-tuned teacher's directory or .ckpt")
-    weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
-    train = _read(config, config.train_data_dir, "--train_data_dir", weights)
-    weights = common.align_labels(weights, _labels(train), log.line)
-    if not weights.config.num_labels:
-        raise UserError(f"{weights.source}: an encoder without a classifier; fine-tune it first (minddistill finetune)")
+    with log.check("teacher") as found:
+        weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
+        found(common.described(weights))
+    options = {
+        "task": config.task_name,
+        "kind": config.dataset_type,
+        "schema_file": config.schema_dir,
+        "verify": run_flags.verify_records,
+        "log": log,
+    }
+    train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
     # The first of several (MNLI's matched and mismatched) selects the best student.
     first = config.eval_data_dir.split(",")[0]
-    dev = _read(config, first, "--eval_data_dir", weights) if first else None
-    if not weights.config.regression:
-        for rows in filter(None, (train, dev)):
-            rows.check_classes(weights.config.num_labels)
+    dev = None
+    if first:
+        dev = common.read_checked(first, "--eval_data_dir", weights.config, weights.directory, **options)
+    with log.check("labels") as found:
+        weights = common.align_labels(weights, _labels(train), log.line)
+        if not weights.config.num_labels:
+            raise UserError(
+                f"{weights.source}: an encoder without a classifier; fine-tune it first (minddistill finetune)"
+            )
+        if not weights.config.regression:
+            for rows in filter(None, (train, dev)):
+                rows.check_classes(weights.config.num_labels)
+        found("a number" if weights.config.regression else ", ".join(weights.config.labels))
     if config.do_eval and dev is None:
         raise UserError("--eval_data_dir is empty; expected a record directory, or --do_eval false")
     if train.seq_length > student.seq_length:
@@ -240,18 +285,6 @@ def prepare(
 
 def _labels(rows: Rows) -> list[str]:
     return [] if rows.meta.get("regression") else rows.meta.get("labels", [])
-
-
-def _read(config: Config, directory: str, name: str, weights: store.Weights) -> Rows:
-    return common.read_checked(
-        directory,
-        name,
-        weights.config,
-        weights.directory,
-        config.task_name,
-        kind=config.dataset_type,
-        schema_file=config.schema_dir,
-    )
 
 
 def _first_student(job: Job) -> tuple[TextModel, Mapping[str, Any], str]:
@@ -274,11 +307,12 @@ def _first_student(job: Job) -> tuple[TextModel, Mapping[str, Any], str]:
 
 def phase_one(job: Job) -> Stage:
     """Intermediate layers: the student and projection that `job` asks for, and what they learn from."""
-    student, carried, origin = _first_student(job)
-    pairs = layer_map(job.student.layer_map, student.config.num_hidden_layers, job.teacher.config.num_hidden_layers)
-    check_heads(pairs, student.config.num_attention_heads, job.teacher.config.num_attention_heads)
+    with job.log.check("student") as found:
+        student, carried, origin = _first_student(job)
+        found(f"{student.config.num_hidden_layers} layers of width {student.config.hidden_size}, from {origin}")
+    pairs = common.matched_layers(job.student.layer_map, student.config, job.teacher.config, job.log)
     fit = common.fit_dense(job.student.fit_dense, student.config, job.teacher.config, pairs, carried, job.run.seed)
-    job.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
+    job.check_load(student, params.count(student) + params.count(fit), pairs)
 
     def save(name: str, found: Mapping[str, float]) -> Path:
         return _save(job, student, job.directory / "phase1" / name, "phase 1", origin, found, common.fit_arrays(fit))
@@ -311,8 +345,12 @@ def phase_one(job: Job) -> Stage:
 
 def phase_two(job: Job, first: Path) -> Stage:
     """Predictions: the student in the model directory `first`, with a classifier, and what it learns from."""
-    weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
-    student = job.build(weights, weights.config.with_(**job.head), ("classifier.",))
+    with job.log.check("student") as found:
+        weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
+        student = job.build(weights, weights.config.with_(**job.head), ("classifier.",))
+        found(common.described(weights))
+    if job.config.load_td1_ckpt_path:  # else phase 1, which takes more, has seen to it
+        job.check_load(student, params.count(student), None)
     evaluate = None
     if job.dev is not None and job.config.do_eval:
         evaluate = common.Evaluator(student, job.dev, common.eval_buckets(job.buckets, job.dev)).metrics
@@ -407,7 +445,28 @@ def _evaluate(config: Config, learning: Learning, model: str, output_dir: str) -
     return Path(model), first
 
 
+def examine(
+    config: Config,
+    learning: Learning,
+    student: StudentFlags,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
+    place: runtime.Runtime,
+    directory: Path,
+    log: Any,
+) -> Stage:
+    """All that `minddistill doctor` looks at: what `run` does before its first stage is built.
+
+    Raises:
+        UserError: flags, records and models do not go together.
+    """
+    job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
+    return phase_two(job, Path(config.load_td1_ckpt_path)) if config.load_td1_ckpt_path else phase_one(job)
+
+
+GROUPS = [Config, Learning, StudentFlags, RunFlags, StepFlags]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill task-distill` and `run_task_distill.py`."""
-    groups = [Config, Learning, StudentFlags, RunFlags, StepFlags]
-    run(*parse("minddistill task-distill", "Two-phase task distillation and evaluation.", groups, argv))
+    run(*parse("minddistill task-distill", "Two-phase task distillation and evaluation.", GROUPS, argv))
