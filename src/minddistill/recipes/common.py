@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import params, runtime
 from ..config import numbers
-from ..data.loader import Loader, choose_buckets
+from ..data.loader import Loader, check_buckets, choose_buckets
 from ..data.records import Rows, read_rows
 from ..data.tokenizer import fingerprint, load_tokenizer
 from ..distill.layer_map import LayerMap, layer_map
@@ -157,7 +157,7 @@ def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
     """The lengths of `--buckets`; `fixed` says why there can be only one.
 
     Raises:
-        UserError: a list was asked for where the length must be fixed.
+        UserError: a list was asked for where the length must be fixed, or the rows do not fit into it.
     """
     if spec == "off" or (fixed and spec == "auto"):
         return [rows.seq_length]
@@ -166,7 +166,9 @@ def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
             f"--buckets {spec}: --loss_mode reference and data sink need one fixed length; give --buckets off, "
             "or --loss_mode masked"
         )
-    return choose_buckets(rows.length, rows.seq_length) if spec == "auto" else numbers(spec, "--buckets")
+    if spec == "auto":
+        return choose_buckets(rows.length, rows.seq_length)
+    return check_buckets(numbers(spec, "--buckets"), rows)
 
 
 def note_data_sink(wanted: bool, place: runtime.Runtime, log: RunLog) -> None:

@@ -8,16 +8,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from .. import native, runtime
-from ..config import parse
+from ..config import config_files, parse, read_yaml
 from ..errors import UserError
 from ..train.log import RunLog
 from . import finetune, general_distill, task_distill
@@ -38,11 +36,12 @@ class Findings(RunLog):
 
     @contextmanager
     def check(self, name: str) -> Iterator[Callable[..., None]]:
-        """One row of the table: what was found, or the mistake that ended the check."""
+        """One row of the table: what was found, or the mistake that ended the check (or one inside it)."""
         try:
             yield lambda text, good=True: self.rows.append((name, "ok" if good else "warning", text))
         except UserError as error:
-            self.rows.append((name, "wrong", str(error)))
+            if not self.rows or self.rows[-1][1:] != ("wrong", str(error)):
+                self.rows.append((name, "wrong", str(error)))
             raise
 
     def table(self) -> Table:
@@ -72,7 +71,7 @@ def run(name: str, groups: list[Any]) -> Findings:
     with suppress(UserError), findings.check("run directory") as found:
         _see_writable(directory)
         found(f"{directory}: can be written")
-    with suppress(UserError):
+    with suppress(UserError), findings.check("flags"):
         STAGES[name].examine(*groups, place, directory, findings)
     return findings
 
@@ -108,20 +107,13 @@ def _stage_of(argv: list[str]) -> tuple[str, list[str]]:
             raise UserError(f"no stage {argv[0]!r}; expected {', '.join(STAGES)}")
         return argv[0], argv[1:]
     keys = {word[2:].split("=")[0] for word in argv if word.startswith("--")} - {"config"}
-    for file in [after for word, after in pairwise(argv) if word == "--config"]:
-        keys |= _keys(Path(file))
+    for file in config_files(argv):
+        keys |= set(map(str, read_yaml(file)))
     fitting = [name for name, module in STAGES.items() if keys <= _names(module.GROUPS)]
     if len(fitting) != 1:
         which = "fit several stages" if fitting else "fit no stage"
         raise UserError(f"the flags and keys {which}; name it: minddistill doctor {'|'.join(STAGES)} --config FILE")
     return fitting[0], argv
-
-
-def _keys(path: Path) -> set[str]:
-    try:
-        return set(map(str, yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: {' '.join(str(error).split())}; expected YAML of flags") from None
 
 
 def _names(groups: list[type]) -> set[str]:

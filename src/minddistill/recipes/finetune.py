@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .. import params, runtime
 from ..config import flag, parse
@@ -27,7 +28,7 @@ class Config:
     train_data_dir: str = flag("", "record directory to train on")
     eval_data_dir: str = flag("", "record directory that selects the best model; empty keeps the last")
     schema_dir: str = flag("", "schema file, where the record directories have none")
-    dataset_type: str = flag("tfrecord", "tfrecord or mindrecord")
+    dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
     epoch_size: int = flag(3, "epochs")
     patience: int = flag(0, "epochs without a better dev metric after which to stop; 0 never")
     eval_steps: int = flag(0, "steps between evaluations besides the end of each epoch; 0 for none")
@@ -97,6 +98,9 @@ def prepare(
         **runtime.precision(step_flags.compute_type, step_flags.dtype, place.device),
     )
     buckets = common.buckets_for(step_flags.buckets, train, fixed=False)
+    trained = params.count(model)
+    load = Load(trained, model_config, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {})
+    check_load(load, directory, place.device, log)
     loader = Loader(train, step_flags.batch_size, buckets=buckets, seed=run_flags.seed)
     evaluate = None
     if config.eval_data_dir:
@@ -122,9 +126,6 @@ def prepare(
             metrics=found,
         )
 
-    trained = params.count(model)
-    load = Load(trained, model_config, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {})
-    check_load(load, directory, place.device, log)
     return Stage(
         name="finetune",
         directory=directory,

@@ -41,8 +41,6 @@ class Watch:
         rows_of: Callable[[int, int], list[str]],
         directory: Path | None,
     ):
-        if most_skipped < 1:
-            raise UserError(f"--max_skipped_steps {most_skipped}: expected a positive whole number")
         self.step, self.state, self.most_skipped = step, state, most_skipped
         self.rows_of, self.directory = rows_of, directory
         self.skipped = 0
