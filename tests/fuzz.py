@@ -630,7 +630,16 @@ def cases(inputs: Inputs, root: Path, count: int, seed: int) -> Iterator[Case]:
     draw = random.Random(seed)
     total = sum(number for _, _, number in (*RECORDS, *MODELS)) + 14 + 20 + 24 + len(BAD_YAML) + 4
     share = count / total
-    finetune = ["finetune", "--model", str(inputs.root / "model"), "--output_dir", str(root / "run")]
+    model, run = inputs.root / "model", ["--output_dir", str(root / "run")]
+
+    def reader(index: int, model: Path, data: Path) -> list[str]:
+        """One of the commands that read a model and records."""
+        student = ["--do_eval", "false", "--student", "test-2l-32"]
+        return [
+            ["evaluate", "--model", str(model), "--data_dir", str(data)],
+            ["finetune", "--model", str(model), "--train_data_dir", str(data), *run],
+            ["task-distill", "--load_teacher_ckpt_path", str(model), "--train_data_dir", str(data), *student, *run],
+        ][index % 3]
 
     def copy(source: str) -> Path:
         path = root / f"{len(list(root.iterdir())):04d}" / source
@@ -645,15 +654,12 @@ def cases(inputs: Inputs, root: Path, count: int, seed: int) -> Iterator[Case]:
             path = copy(source)
             place = spoil(path, draw)
             kind = ["--dataset_type", "mindrecord" if source == "mindrecord" else "tfrecord"]
-            read = ["--train_data_dir"] if index % 2 else None
-            argv = [*finetune, "--train_data_dir", str(path)] if read else []
-            argv = argv or ["evaluate", "--model", str(inputs.root / "model"), "--data_dir", str(path)]
-            yield Case(f"{source} {spoil.__qualname__} {path.parent.name}", [*argv, *kind], place)
+            yield Case(f"{source} {spoil.__qualname__} {path.parent.name}", [*reader(index, model, path), *kind], place)
     for source, spoil, number in MODELS:
-        for _ in some(number):
+        for index in some(number):
             path = copy(source)
             place = spoil(path, draw)
-            argv = ["evaluate", "--model", str(path), "--data_dir", str(inputs.root / "tfrecord")]
+            argv = reader(index, path, inputs.root / "tfrecord")
             yield Case(f"{source} {spoil.__qualname__} {path.parent.name}", argv, place)
     for index in some(4):
         path = root / f"ckpt-{index}"
@@ -668,26 +674,25 @@ def cases(inputs: Inputs, root: Path, count: int, seed: int) -> Iterator[Case]:
         path.parent.mkdir()
         path.write_bytes(content)
         argv = ["prepare-task", "--task_name", "custom", "--train_file", str(path), "--workers", "1"]
-        argv += ["--tokenizer", str(inputs.root / "model"), "--output_dir", str(path.parent / "out")]
+        argv += ["--tokenizer", str(model), "--output_dir", str(path.parent / "out")]
         yield Case(f"text {content[:30]!r}", argv, name)
     corpora = [(name, content) for name, contents in BAD_CORPUS.items() for content in contents]
     for index, (name, content) in enumerate(draw.sample(corpora, min(len(corpora), len(some(8))))):
         path = root / f"corpus-{index}" / name
         path.parent.mkdir()
         path.write_bytes(content)
-        argv = ["prepare-corpus", "--input", str(path), "--tokenizer", str(inputs.root / "model"), "--workers", "1"]
+        argv = ["prepare-corpus", "--input", str(path), "--tokenizer", str(model), "--workers", "1"]
         yield Case(f"corpus {content[:30]!r}", [*argv, "--output_dir", str(path.parent / "out")], name)
     for index in some(20):
         path = root / f"table-{index}.json"
         table_wrong(path, draw)
         yield Case(f"rank table {index}", ["hccl-config", "--check", str(path)], path.name)
-    whole = [*finetune, "--train_data_dir", str(inputs.root / "tfrecord")]
+    whole = ["finetune", "--model", str(model), "--train_data_dir", str(inputs.root / "tfrecord")]
     for index, (content, place) in enumerate(draw.sample(BAD_YAML, min(len(BAD_YAML), len(some(len(BAD_YAML)))))):
         path = root / f"config-{index}.yaml"
         path.write_bytes(content)
-        argv = [word for word in whole if word != "--output_dir" and word != str(root / "run")]
-        out = [] if content.startswith(b"output_dir") else ["--output_dir", str(root / "run")]
-        yield Case(f"yaml {content[:40]!r}", [*argv, *out, "--config", str(path)], place)
+        out = [] if content.startswith(b"output_dir") else run
+        yield Case(f"yaml {content[:40]!r}", [*whole, *out, "--config", str(path)], place)
 
 
 # --- running them ----------------------------------------------------------------------------------------------------

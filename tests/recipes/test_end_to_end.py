@@ -153,6 +153,20 @@ def test_general_distillation_lowers_its_loss_and_feeds_task_distillation(tmp_pa
     assert f"from {tmp_path / 'gd' / 'last'}" in (tmp_path / "td" / "log.txt").read_text()
 
 
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_rows(data, tiny_encoder, tmp_path, capsys):
+    flags = ["--model", tiny_encoder, "--train_data_dir", data / "train", "--output_dir", tmp_path, *QUICK]
+    more = ["--epoch_size", 1, "--save_checkpoint_step", 1, "--warmup_ratio", 0, "--max_skipped_steps", 3]
+    assert command("finetune", *flags, *more, "--learning_rate", 1e30) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    found = json.loads(next(tmp_path.glob("nonfinite_step_*.json")).read_text())
+    assert f"step {found['step']}: label_loss is nan (3 skipped in a row" in last and "nonfinite_step_" in last
+    rows = found["batches"][0]["rows"]
+    assert len(set(rows)) == 16 and all(re.match(r".*train-.*\.tfrecord: row \d+$", row) for row in rows)
+    assert not (tmp_path / "done.json").exists()
+    assert command("finetune", *flags, *more, "--learning_rate", 1e30) == 2
+    assert "Resumed from" in (tmp_path / "log.txt").read_text()
+
+
 def wrong(data, teacher, tmp_path):
     """Command lines that are wrong, and what the one line of the answer must say."""
     td = ["--load_teacher_ckpt_path", teacher, "--train_data_dir", data / "train", "--output_dir", tmp_path / "out"]

@@ -151,6 +151,8 @@ def _check_sizes(config: ModelConfig, values: Mapping[str, np.ndarray], file: Pa
         f"{last}.query.weight": (heads, config.hidden_size),
         f"{last}.intermediate.weight": (config.intermediate_size, config.hidden_size),
     }
+    if config.num_labels:
+        wanted["classifier.weight"] = (config.num_labels, config.hidden_size)
     for path, shape in wanted.items():
         if path.startswith(last) and path not in values:
             raise UserError(f"{file}: no layer {config.num_hidden_layers - 1}, though config.json says there is one")

@@ -211,7 +211,7 @@ def run(
     if not config.do_train and not config.do_eval:
         raise UserError("--do_train false and --do_eval false: nothing to do; set one of them true")
     if not config.do_train:
-        return _evaluate(config, learning, config.load_td1_ckpt_path, run_flags.output_dir)
+        return _evaluate(config, learning, run_flags, config.load_td1_ckpt_path, run_flags.output_dir)
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
     directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags], place)
@@ -222,7 +222,7 @@ def run(
         if learning.teacher_cache == "auto" and not place.rank:
             shutil.rmtree(job.caches, ignore_errors=True)  # it may be large, and this run does not need it again
         if not place.rank and config.do_eval and "," in config.eval_data_dir:
-            _evaluate(config, learning, str(result[0]), str(directory / "evaluation"))
+            _evaluate(config, learning, run_flags, str(result[0]), str(directory / "evaluation"))
         return result
     finally:
         log.close()
@@ -421,7 +421,9 @@ def _save(
     )
 
 
-def _evaluate(config: Config, learning: Learning, model: str, output_dir: str) -> tuple[Path, dict[str, float]]:
+def _evaluate(
+    config: Config, learning: Learning, run_flags: RunFlags, model: str, output_dir: str
+) -> tuple[Path, dict[str, float]]:
     """Measure a model on every directory of `--eval_data_dir`; the first one's metrics are returned."""
     if not model:
         raise UserError("--do_train false: --load_td1_ckpt_path is empty; expected the student to evaluate")
@@ -431,6 +433,7 @@ def _evaluate(config: Config, learning: Learning, model: str, output_dir: str) -
             data_dir=config.eval_data_dir,
             schema_dir=config.schema_dir,
             dataset_type=config.dataset_type,
+            verify_records=run_flags.verify_records,
             output_dir=output_dir,
             task_name=config.task_name,
             num_attention_heads=learning.teacher_num_attention_heads,
