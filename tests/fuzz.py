@@ -148,7 +148,7 @@ def framed(rows: list[bytes], length: int | None = None) -> bytes:
 
 
 def plausible(data: bytes) -> bool:
-    """Whether a serialised row could be meant: what a reader without knowledge of the original must accept."""
+    """Whether a reader that does not know the original might accept a serialised row (segments are not looked at)."""
     from tfrecord.example_pb2 import Example
 
     try:
@@ -159,10 +159,8 @@ def plausible(data: bytes) -> bool:
     except Exception:
         return False
     size = sum(mask)
-    runs = mask == [1] * size + [0] * (LENGTH - size) and segments == sorted(segments) and sum(segments) <= size
-    # Segments run to the end of the text, so that behind it they are 0 again.
-    runs = runs or mask == [1] * size + [0] * (LENGTH - size)
-    return len(ids) == len(segments) == LENGTH and runs and label in ([0], [1]) and all(0 <= i < WORDS for i in ids)
+    real = mask == [1] * size + [0] * (LENGTH - size) and len(ids) == len(segments) == LENGTH
+    return real and label in ([0], [1]) and all(0 <= index < WORDS for index in ids)
 
 
 # --- record directories ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .. import native, runtime
@@ -50,15 +51,15 @@ class Findings(RunLog):
         for title in ("check", "", "found"):
             table.add_column(title, overflow="fold")
         for name, state, text in self.rows:
-            table.add_row(name, f"[{_STYLES[state]}]{state}[/]", text.replace("[", r"\["))
+            table.add_row(name, f"[{_STYLES[state]}]{state}[/]", escape(text))
         return table
 
 
 def run(name: str, groups: list[Any]) -> Findings:
     """Make the checks of the stage `name` with its flags.
 
-    Each check is the stage's own. Later ones build on earlier ones: after a mistake those that do not depend on it
-    are still made.
+    MindSpore, device and run directory are looked at whatever comes of them; then the stage makes its own checks, which
+    build on each other, up to the first mistake.
     """
     flags = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
     findings, place = Findings(), runtime.Runtime("CPU")
@@ -133,4 +134,6 @@ def main(argv: list[str] | None = None) -> None:
     Console(width=width, highlight=False).print(findings.table())
     wrong = [check for check, state, _ in findings.rows if state == "wrong"]
     if wrong:
-        raise UserError(f"{name} cannot start: wrong: {', '.join(wrong)} (see the table)")
+        raise UserError(
+            f"{name} cannot start: wrong: {', '.join(wrong)} (see the table, which ends where it cannot go on)"
+        )
