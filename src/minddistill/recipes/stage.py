@@ -127,7 +127,8 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
 
     announced = _announced(step, stage.log, len(train.buckets))
     watch = Watch(announced, state, stage.flags.max_skipped_steps, rows_of, stage.directory if leads else None)
-    hooks = [Hook(INTERVAL, watch.check, at_epoch_end=True)]
+    # Looked at before anything is saved, and by every process at the same steps, so that all come to the same end.
+    hooks = [Hook(every, watch.check, at_epoch_end=True) for every in (INTERVAL, stage.eval_steps, stage.save_steps)]
     hooks += [Hook(stage.flags.log_interval, log), Hook(1, stage.log.tick)]
     hooks.append(Hook(stage.eval_steps, judge, at_epoch_end=True))
     if leads:
@@ -146,6 +147,7 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
             stop_early=lambda s: bool(stage.patience) and s.epoch - s.best.get("epoch", s.epoch) > stage.patience,
         )
     except Stopped:
+        watch.check(state, ())
         checkpoints.save(state)
         stage.log.stop()
         stage.log.line(f"{stage.name}: stopped at step {state.step}; the same command goes on from there")
