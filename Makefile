@@ -11,7 +11,7 @@ DATA ?= $(MINDDISTILL_SHARED)
 # Compiling takes most of the tests' time and one core: two processes, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: quickstart test test-slow chaos bench lint format clean
+.PHONY: quickstart test test-slow chaos fuzz bench lint format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ test-slow: $(VENV)/installed
 
 chaos: $(VENV)/installed
 	$(BIN)/python tests/chaos.py --kills 50
+
+fuzz: $(VENV)/installed
+	$(BIN)/python tests/fuzz.py
 
 bench: $(VENV)/installed
 	@test -d "$(DATA)/glue/SST-2" || { echo "make bench: DATA='$(DATA)' has no glue/SST-2; expected make bench DATA=DIR"; exit 2; }

@@ -33,11 +33,28 @@ def test_packages_import_the_floor_and_themselves_only():
         assert imported(file) <= FLOOR | READS.get(file.parent.name, set()), file
 
 
+def test_nothing_is_unpickled_unpacked_or_fetched():
+    """No module that unpickles, unpacks archives or speaks to a network is imported, and no call asks for a pickle."""
+    never = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
+    never |= {"tarfile", "zipfile", "urllib", "http", "requests", "aiohttp", "huggingface_hub", "datasets"}
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                assert not {alias.name.split(".")[0] for alias in node.names} & never, file
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert node.module.split(".")[0] not in never, file
+            elif isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in ("eval", "exec", "shutil.unpack_archive", "yaml.load", "np.fromfile"), file
+                assert not {word.arg for word in node.keywords} & {"allow_pickle", "shell"}, file
+
+
 def test_every_command_has_a_recipe():
     from minddistill.__main__ import COMMANDS
 
     recipes = {file.stem for file in (SOURCE / "recipes").glob("*.py")} - {
         "__init__",
+        "checks",
         "common",
         "flags",
         "resume",

@@ -22,6 +22,7 @@ COMMANDS = {
     "finetune": ("finetune", "train an encoder on a task, as a teacher"),
     "general-distill": ("general_distill", "distil a pretrained teacher on a corpus"),
     "task-distill": ("task_distill", "distil a fine-tuned teacher on its task, in two phases"),
+    "doctor": ("doctor", "look at everything that a stage of training needs, in seconds"),
     "cache-teacher": ("cache_teacher", "a teacher's outputs ahead, for students trained where it is not"),
     "hccl-config": ("hccl_config", "rank tables of Ascend devices: write, merge, check"),
     "evaluate": ("evaluate", "measure a model on records; predictions and GLUE submissions"),
@@ -32,7 +33,7 @@ COMMANDS = {
 
 
 def run_command(name: str, argv: list[str]) -> int:
-    """Run a command of the table; a user's mistake becomes one line and exit code 2."""
+    """Run a command of the table; a user's mistake, or a file that cannot be used, becomes one line and exit code 2."""
     code = _run(name, argv)
     runtime.leave(code)
     return code
@@ -41,7 +42,7 @@ def run_command(name: str, argv: list[str]) -> int:
 def _run(name: str, argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    os.environ.setdefault("GLOG_v", "3")
+    os.environ.setdefault("GLOG_v", "3" if debug else "4")  # MindSpore's own errors come as exceptions too
     try:
         with _sigterm_as_interrupt():
             importlib.import_module(f".recipes.{COMMANDS[name][0]}", __package__).main(argv)
@@ -49,6 +50,11 @@ def _run(name: str, argv: list[str]) -> int:
         if debug:
             raise
         print(f"minddistill {name}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        print(f"minddistill {name}: {error.filename}: {error.strerror}; check the path and its rights", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = "the same command, unless with --resume false, goes on from the last saved point"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -32,7 +35,8 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
     Flags win over the file. Each class's first docstring line is the title of its group in `--help`.
 
     Raises:
-        UserError: an unknown flag or key, a wrong type or choice; says which and what was expected.
+        UserError: a file that is not YAML, an unknown flag or key, a wrong type or choice, a number that is negative or not finite (no flag
+            takes one); says which and what was expected.
     """
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file whose keys are flags; flags win over it")
@@ -45,11 +49,40 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
                 continue
             names = [f"--{name}" for name in (item.name, *item.metadata.get("aliases", ()))]
             section.add_argument(*names, type=hints[item.name], default=item.default, help=item.metadata["help"])
+    words = list(sys.argv[1:] if argv is None else argv)
+    for file in config_files(words):
+        read_yaml(file)  # the parser's own messages do not name it
     try:
-        values = vars(parser.parse_args(list(argv) if argv is not None else None))
+        values = vars(parser.parse_args(words))
     except Exception as error:  # jsonargparse raises argparse's and its own errors
         raise UserError(f"{_explain(str(error))}; see {prog} --help") from None
+    for name, value in values.items():
+        if value is None and name != "config":
+            raise UserError(f"--{name}: null; leave the key out to take its default; see {prog} --help")
+        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+            raise UserError(f"--{name} {value}: expected a number, 0 or more; see {prog} --help")
     return [group(**{item.name: values[item.name] for item in dataclasses.fields(group)}) for group in groups]
+
+
+def config_files(argv: Sequence[str]) -> list[Path]:
+    """The files that `--config` names on a command line."""
+    found = [after for word, after in pairwise(argv) if word == "--config"]
+    return [Path(name) for name in (*found, *(word[9:] for word in argv if word.startswith("--config=")))]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of flags.
+
+    Raises:
+        UserError: it is absent, not UTF-8, not YAML or not a table; names the file.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path}: {' '.join(str(error).split())}; expected YAML of flags") from None
+    if not isinstance(values, (dict, type(None))):
+        raise UserError(f"--config {path}: holds {type(values).__name__}; expected YAML of flags, a key each")
+    return values or {}
 
 
 def _explain(message: str) -> str:

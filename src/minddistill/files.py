@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def read_json(path: Path, what: str) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is absent or is not JSON; the message names it and says it should be `what`.
+        UserError: the file is absent, is not UTF-8 or not JSON; the message names it and says it should be `what`.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -167,8 +167,20 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path}: no such file; expected {what}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a directory; expected {what}, a JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting beyond any use
         raise UserError(f"{path}: not valid JSON ({error}); expected {what}") from None
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        UserError: as `read_json`, or it holds something else.
+    """
+    value = read_json(path, what)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds {type(value).__name__}; expected a JSON object, {what}")
+    return value
 
 
 def checksum(path: Path) -> int:
@@ -178,6 +190,43 @@ def checksum(path: Path) -> int:
         while block := handle.read(1 << 24):
             value = crc32c.crc32c(block, value)
     return value
+
+
+def checksums(files: Iterable[Path]) -> dict[str, dict[str, int]]:
+    """Size and checksum of each file by its name: what `damaged` compares with."""
+    return {file.name: {"bytes": file.stat().st_size, "crc32c": checksum(file)} for file in files}
+
+
+def damaged(directory: Path, known: Any) -> Iterator[tuple[Path, str]]:
+    """The files of a table of `checksums` that are not as they were written, and what is wrong with each."""
+    if not isinstance(known, Mapping):
+        yield directory, "its table of checksums is broken"
+        return
+    for name, entry in known.items():
+        path = directory / name
+        if not path.is_file():
+            yield path, "no such file, though it was written with the others"
+        elif not isinstance(entry, Mapping) or path.stat().st_size != entry.get("bytes"):
+            yield path, f"{path.stat().st_size} bytes, not as it was written"
+        elif checksum(path) != entry.get("crc32c"):
+            yield path, "damaged or changed (checksum)"
+
+
+def refuse_foreign_links(directory: Path) -> None:
+    """See that no file of a directory is a link to somewhere else.
+
+    The cache of the Hugging Face Hub, whose snapshots are links into the `blobs` beside them, is one place.
+
+    Raises:
+        UserError: names the link and where it leads.
+    """
+    home = directory.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    for path in sorted(directory.iterdir()):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
+            raise UserError(f"{path}: a link out of its directory, to {os.readlink(path)}; copy the file in its place")
 
 
 def replace_directory(path: Path, fill: Callable[[Path], None]) -> None:

@@ -139,9 +139,71 @@ def not_example(directory):
 )
 def test_broken_records_are_named(tmp_path, spoil, message):
     directory = written(tmp_path / "records")
+    (directory / "meta.json").unlink()  # as of records made elsewhere: no checksums over whole files
     spoil(directory)
     with pytest.raises(UserError, match=message):
         records.read_rows(directory, vocab_size=20)
+
+
+def another_value(directory):
+    """A row changed and its checksum with it."""
+    file = next(directory.glob("part.*record"))
+    if file.suffix == ".mindrecord":
+        flip(file, file.stat().st_size - 100)
+    else:
+        more = [{**row, "input_ids": [7, *row["input_ids"][1:]]} for row in rows()]
+        records.write_tfrecord(file, more)
+
+
+def taken_away(directory):
+    next(directory.glob("part.*record")).rename(directory / "part.bak")
+
+
+def linked(directory):
+    file = next(directory.glob("part.*record"))
+    file.symlink_to(file.rename(directory.parent / file.name))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (another_value, r"part.*damaged or changed \(checksum\)"),
+        (taken_away, "no (tf|mind)record files in it|no such file, though it was written with the others"),
+        (linked, "part.*a link out of its directory"),
+    ],
+)
+def test_records_that_are_not_as_written_are_named(directory, spoil, message):
+    spoil(directory)
+    with pytest.raises(UserError, match=message):
+        records.read_rows(directory, kind=kind_of(directory) if spoil is not taken_away else "tfrecord", vocab_size=20)
+
+
+def test_checksums_can_be_skipped(tmp_path):
+    directory = written(tmp_path / "records")
+    file = directory / "part.tfrecord"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 0xFF  # of the last row's checksum
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="row 4 is damaged"):
+        records.read_rows(directory, vocab_size=20)
+    assert len(records.read_rows(directory, vocab_size=20, verify=False)) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("labels", "yes", "labels is 'yes'; expected list of str"),
+        ("labels", ["a", "a"], "hold a name twice"),
+        ("pad_id", -1, "pad_id is -1"),
+        ("seq_length", 9, "seq_length is 9, the records have 8"),
+        ("regression", 1, "regression is 1; expected bool"),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_named(directory, name, value, message):
+    meta = json.loads((directory / "meta.json").read_text())
+    write_json(directory / "meta.json", meta | {name: value})
+    with pytest.raises(UserError, match=message):
+        records.read_rows(directory, kind=kind_of(directory), vocab_size=20)
 
 
 def test_values_out_of_range_are_named(directory):

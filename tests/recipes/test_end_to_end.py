@@ -150,7 +150,23 @@ def test_general_distillation_lowers_its_loss_and_feeds_task_distillation(tmp_pa
     assert losses[-1] < losses[0] / 2
     argv = ["--load_gd_ckpt_path", tmp_path / "gd" / "last", "--init_from_teacher", ""]
     assert distil(data, teacher, tmp_path / "td", *argv) == 0
-    assert "The student starts from" in (tmp_path / "td" / "log.txt").read_text()
+    assert f"from {tmp_path / 'gd' / 'last'}" in (tmp_path / "td" / "log.txt").read_text()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_rows(data, tiny_encoder, tmp_path, capsys):
+    flags = ["--model", tiny_encoder, "--train_data_dir", data / "train", "--output_dir", tmp_path, *QUICK]
+    more = ["--epoch_size", 1, "--save_checkpoint_step", 1, "--warmup_ratio", 0, "--max_skipped_steps", 3]
+    assert command("finetune", *flags, *more, "--learning_rate", 1e30) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    found = json.loads(next(tmp_path.glob("nonfinite_step_*.json")).read_text())
+    assert f"step {found['step']}: label_loss is nan (3 skipped in a row" in last and "nonfinite_step_" in last
+    rows = found["batches"][0]["rows"]
+    assert len(set(rows)) == 16 and all(re.match(r".*train-.*\.tfrecord: row \d+$", row) for row in rows)
+    assert not (tmp_path / "done.json").exists() and not (tmp_path / "last").exists()
+    saved = [file.name for file in (tmp_path / "checkpoints").iterdir()]
+    assert saved == [f"step_{found['step'] - 1:08d}.safetensors"]
+    assert command("finetune", *flags, *more, "--learning_rate", 1e30) == 2
+    assert "Resumed from" in (tmp_path / "log.txt").read_text()
 
 
 def wrong(data, teacher, tmp_path):
@@ -199,5 +215,8 @@ def test_weak_teacher_is_refused(data, tiny_encoder, tmp_path, teacher, capsys):
     tensors = load_file(weak / "model.safetensors")
     tensors["classifier.weight"] *= 0
     save_file(tensors, weak / "model.safetensors", {"format": "pt"})
+    assert distil(data, weak, tmp_path / "out") == 2
+    assert "damaged or changed (checksum)" in capsys.readouterr().err
+    (weak / "minddistill.json").unlink()
     assert distil(data, weak, tmp_path / "out") == 2
     assert "not above 0.5000 of the majority class" in capsys.readouterr().err

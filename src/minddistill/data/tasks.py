@@ -244,11 +244,12 @@ def _jsonl(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); expected one object a line") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not valid JSON ({error}); expected one object a line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: holds {type(row).__name__}; expected a JSON object")
-        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+        kept = {key: value for key, value in row.items() if isinstance(value, (str, int, float))}
+        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in kept.items()}
 
 
 def label_table(task: Task, raw: Iterable[str]) -> dict[str, str]:

@@ -6,14 +6,12 @@ from pathlib import Path
 
 from .. import runtime
 from ..config import dump, parse
-from ..distill.layer_map import layer_map
-from ..distill.objectives import check_heads
 from ..errors import UserError
 from ..models import store
 from . import common, teacher_cache
 from .flags import RunFlags, StepFlags, StudentFlags
 from .stage import open_run
-from .task_distill import Config, Learning, prepare
+from .task_distill import GROUPS, Config, Learning, prepare
 
 
 def run(config: Config, learning: Learning, student: StudentFlags, run_flags: RunFlags, step_flags: StepFlags) -> Path:
@@ -43,8 +41,7 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
         pairs = None
         if config.td_phase1_epoch_size:
             wanted = student.config(job.teacher.config)
-            pairs = layer_map(student.layer_map, wanted.num_hidden_layers, job.teacher.config.num_hidden_layers)
-            check_heads(pairs, wanted.num_attention_heads, job.teacher.config.num_attention_heads)
+            pairs = common.matched_layers(student.layer_map, wanted, job.teacher.config, log)
         job.taught(pairs, teacher)
         outline = caches / f"teacher_{job.teacher.fingerprint()}"
         if not place.rank:
@@ -57,5 +54,4 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill cache-teacher`."""
-    groups = [Config, Learning, StudentFlags, RunFlags, StepFlags]
-    run(*parse("minddistill cache-teacher", "Keep a teacher's outputs for task distillation.", groups, argv))
+    run(*parse("minddistill cache-teacher", "Keep a teacher's outputs for task distillation.", GROUPS, argv))

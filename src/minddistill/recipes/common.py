@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import numpy as np
 
 from .. import params, runtime
 from ..config import numbers
-from ..data.loader import Loader, choose_buckets
+from ..data.loader import Loader, check_buckets, choose_buckets
 from ..data.records import Rows, read_rows
 from ..data.tokenizer import fingerprint, load_tokenizer
-from ..distill.layer_map import LayerMap
-from ..distill.objectives import FitDense
+from ..distill.layer_map import LayerMap, layer_map
+from ..distill.objectives import FitDense, check_heads
 from ..errors import UserError
 from ..evaluation import metrics
 from ..evaluation.evaluate import predict
@@ -27,27 +28,63 @@ EVAL_BATCH = 64
 
 
 def read_checked(
-    directory: str, flag_name: str, config: ModelConfig, tokenizer_dir: Path | None, task: str = "", **options: Any
+    directory: str,
+    flag_name: str,
+    config: ModelConfig,
+    tokenizer_dir: Path | None,
+    task: str = "",
+    log: RunLog | None = None,
+    **options: Any,
 ) -> Rows:
     """Read records and see that they fit a model: vocabulary, length, and the tokenizer where both name one.
 
     Args:
         flag_name: the flag that named the directory, for messages.
         task: what `--task_name` says; empty leaves it unchecked.
+        log: where the checks are told; None tells nothing.
         options: of `read_rows`.
 
     Raises:
         UserError: they do not.
     """
-    rows = read_rows(directory, vocab_size=config.vocab_size, flag=flag_name, **options)
+    check = log.check if log else _unsaid
+    with check(f"records {flag_name}") as found:
+        rows = read_rows(directory, vocab_size=config.vocab_size, flag=flag_name, **options)
+        _check_description(rows, directory, task)
+        found(described_rows(rows))
+    with check(f"vocabulary {flag_name}") as found:
+        _check_vocabulary(rows, directory, config, tokenizer_dir)
+        found(
+            f"ids below {config.vocab_size}, at most {config.max_length} tokens, tokenizer {rows.meta.get('tokenizer')}"
+        )
+    return rows
+
+
+@contextmanager
+def _unsaid(name: str) -> Iterator[Callable[..., None]]:
+    """A check that tells nobody what it found."""
+    yield lambda text, good=True: None
+
+
+def _check_description(rows: Rows, directory: str, task: str) -> None:
+    """See that `meta.json` names known metrics and the task asked for."""
+    unknown = [name for name in rows.meta.get("metrics", []) if name not in metrics.METRICS]
+    if unknown:
+        raise UserError(
+            f"{directory}: meta.json asks for the metric {unknown[0]!r}; expected {', '.join(metrics.METRICS)}"
+        )
+    made_for = rows.meta.get("task", "")
+    if task and made_for and task.lower() != made_for.lower():
+        raise UserError(f"--task_name {task}: the records in {directory} are of {made_for}")
+
+
+def _check_vocabulary(rows: Rows, directory: str, config: ModelConfig, tokenizer_dir: Path | None) -> None:
+    """See that a model can read the rows, and that its tokenizer made them."""
     if rows.seq_length > config.max_length:
         raise UserError(
             f"{directory}: rows of {rows.seq_length} tokens; the model reads at most {config.max_length}; "
             "prepare the records with a smaller --max_seq_length"
         )
-    made_for = rows.meta.get("task", "")
-    if task and made_for and task.lower() != made_for.lower():
-        raise UserError(f"--task_name {task}: the records in {directory} are of {made_for}")
     theirs = rows.meta.get("tokenizer")
     if theirs and tokenizer_dir is not None and any((tokenizer_dir / n).is_file() for n in store.TOKENIZER_FILES[:2]):
         mine = fingerprint(load_tokenizer(tokenizer_dir))
@@ -56,7 +93,21 @@ def read_checked(
                 f"{directory}: made with another tokenizer ({theirs}) than that of {tokenizer_dir} ({mine}); "
                 "prepare the records with the model's tokenizer"
             )
-    return rows
+
+
+def described(weights: store.Weights) -> str:
+    """A model in a line."""
+    shape = weights.config
+    return (
+        f"{weights.source}: {shape.family}, {shape.num_hidden_layers} layers of width {shape.hidden_size}, "
+        f"{shape.num_attention_heads} heads"
+    )
+
+
+def described_rows(rows: Rows) -> str:
+    """A record directory in a line."""
+    schema = "as their schema says" if (rows.directory / "schema.json").is_file() else "no schema beside them"
+    return f"{rows.directory}: {len(rows)} rows of {rows.seq_length} tokens at most {int(rows.length.max())} real, {schema}"
 
 
 def align_labels(weights: store.Weights, labels: Sequence[str], say: Callable[[str], None]) -> store.Weights:
@@ -87,11 +138,26 @@ def align_labels(weights: store.Weights, labels: Sequence[str], say: Callable[[s
     return store.Weights(weights.config.with_(labels=tuple(labels)), values, weights.source, weights.fit)
 
 
+def matched_layers(spec: str, student: ModelConfig, teacher: ModelConfig, log: RunLog) -> LayerMap:
+    """The layer map of `--layer_map`, for attention scores that can be compared.
+
+    Raises:
+        UserError: layers or heads do not go together.
+    """
+    with log.check("layers") as found:
+        pairs = layer_map(spec, student.num_hidden_layers, teacher.num_hidden_layers)
+        found(f"the student's {student.num_hidden_layers} learn from teacher layers {pairs.attention}")
+    with log.check("heads") as found:
+        check_heads(pairs, student.num_attention_heads, teacher.num_attention_heads)
+        found(f"{student.num_attention_heads}, as the teacher has")
+    return pairs
+
+
 def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
     """The lengths of `--buckets`; `fixed` says why there can be only one.
 
     Raises:
-        UserError: a list was asked for where the length must be fixed.
+        UserError: a list was asked for where the length must be fixed, or the rows do not fit into it.
     """
     if spec == "off" or (fixed and spec == "auto"):
         return [rows.seq_length]
@@ -100,7 +166,9 @@ def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
             f"--buckets {spec}: --loss_mode reference and data sink need one fixed length; give --buckets off, "
             "or --loss_mode masked"
         )
-    return choose_buckets(rows.length, rows.seq_length) if spec == "auto" else numbers(spec, "--buckets")
+    if spec == "auto":
+        return choose_buckets(rows.length, rows.seq_length)
+    return check_buckets(numbers(spec, "--buckets"), rows)
 
 
 def note_data_sink(wanted: bool, place: runtime.Runtime, log: RunLog) -> None:

@@ -28,6 +28,7 @@ class Config:
     data_dir: str = flag("", "record directory, or several with commas between (MNLI's matched and mismatched)")
     schema_dir: str = flag("", "path of the schema file; the record directory's own by default")
     dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
+    verify_records: bool = flag(True, "check the checksums of the records")
     output_dir: str = flag("", "where metrics.json and predictions go; empty prints only")
     submission: bool = flag(False, "write GLUE's test file of each record directory into output_dir")
     task_name: str = flag("", "the records' task; checked where given")
@@ -66,7 +67,7 @@ def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, fl
 
 
 def _measure(config: Config, weights: store.Weights, directory: str, flag_name: str) -> dict[str, float]:
-    options = {"kind": config.dataset_type, "schema_file": config.schema_dir}
+    options = {"kind": config.dataset_type, "schema_file": config.schema_dir, "verify": config.verify_records}
     rows = common.read_checked(directory, flag_name, weights.config, weights.directory, config.task_name, **options)
     if not config.output_dir:
         return _metrics(config, weights, rows)

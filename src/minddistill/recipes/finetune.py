@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .. import runtime
 from ..config import flag, parse
@@ -15,6 +16,7 @@ from ..errors import UserError
 from ..models import store
 from ..train.log import RunLog
 from . import common
+from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
 from .stage import Stage, Work, open_run, run_stage
 
@@ -27,7 +29,7 @@ class Config:
     train_data_dir: str = flag("", "record directory to train on")
     eval_data_dir: str = flag("", "record directory that selects the best model; empty keeps the last")
     schema_dir: str = flag("", "schema file, where the record directories have none")
-    dataset_type: str = flag("tfrecord", "tfrecord or mindrecord")
+    dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
     epoch_size: int = flag(3, "epochs")
     patience: int = flag(0, "epochs without a better dev metric after which to stop; 0 never")
     eval_steps: int = flag(0, "steps between evaluations besides the end of each epoch; 0 for none")
@@ -48,12 +50,12 @@ def run(config: Config, optim: OptimFlags, run_flags: RunFlags, step_flags: Step
     place = runtime.start(config.device_target, config.device_id)
     directory, log = open_run(run_flags, place)
     try:
-        return _run(config, optim, run_flags, step_flags, place, directory, log)
+        return run_stage(prepare(config, optim, run_flags, step_flags, place, directory, log))
     finally:
         log.close()
 
 
-def _run(
+def prepare(
     config: Config,
     optim: OptimFlags,
     run_flags: RunFlags,
@@ -61,14 +63,28 @@ def _run(
     place: runtime.Runtime,
     directory: Path,
     log: RunLog,
-) -> tuple[Path, dict[str, float]]:
-    weights = store.read_weights(config.model, config.num_attention_heads)
-    options = {"kind": config.dataset_type, "schema_file": config.schema_dir}
+) -> Stage:
+    """Read and check what the flags name; the stage that they describe.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    with log.check("model") as found:
+        weights = store.read_weights(config.model, config.num_attention_heads)
+        found(common.described(weights))
+    options = {
+        "kind": config.dataset_type,
+        "schema_file": config.schema_dir,
+        "verify": run_flags.verify_records,
+        "log": log,
+    }
     train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
     names, regression = train.meta.get("labels", []), bool(train.meta.get("regression"))
-    if not regression:
-        names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
-        train.check_classes(len(names))
+    with log.check("labels") as found:
+        if not regression:
+            names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
+            train.check_classes(len(names))
+        found("a number" if regression else ", ".join(names))
     model_config = weights.config.with_(
         labels=("score",) if regression else tuple(names),
         regression=regression,
@@ -76,13 +92,21 @@ def _run(
         relu_before_classifier=config.relu_before_classifier,
     )
     buckets = common.buckets_for(step_flags.buckets, train, fixed=False)
+    load = Load(
+        model_config.parameters, model_config, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {}
+    )
+    check_load(load, directory, place.device, log)
     dev = None
     if config.eval_data_dir:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", model_config, None, **options)
-        if not regression:
-            dev.check_classes(len(names))
-        if dev.meta.get("labels", names) != names:
-            raise UserError(f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}")
+        with log.check("labels to evaluate") as found:
+            if not regression:
+                dev.check_classes(len(names))
+            if dev.meta.get("labels", names) != names:
+                raise UserError(
+                    f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}"
+                )
+            found("the same")
 
     def build() -> Work:
         model = store.build(
@@ -108,7 +132,7 @@ def _run(
         evaluate = common.Evaluator(model, dev, common.eval_buckets(buckets, dev)).metrics if dev is not None else None
         return Work(Distiller(model, None, Labels(regression)), loader, save, evaluate)
 
-    stage = Stage(
+    return Stage(
         name="finetune",
         directory=directory,
         build=build,
@@ -129,7 +153,6 @@ def _run(
         keep=config.max_ckpt_num,
         patience=config.patience,
     )
-    return run_stage(stage)
 
 
 def _without_classifier(weights: store.Weights) -> store.Weights:
@@ -137,7 +160,10 @@ def _without_classifier(weights: store.Weights) -> store.Weights:
     return store.Weights(weights.config, values, weights.source, weights.fit)
 
 
+GROUPS = [Config, OptimFlags, RunFlags, StepFlags]
+examine = prepare  # all that `minddistill doctor` looks at
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill finetune`."""
-    groups = [Config, OptimFlags, RunFlags, StepFlags]
-    run(*parse("minddistill finetune", "Train an encoder on a task.", groups, argv))
+    run(*parse("minddistill finetune", "Train an encoder on a task.", GROUPS, argv))

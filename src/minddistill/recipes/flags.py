@@ -24,6 +24,12 @@ class RunFlags:
     )
     seed: int = flag(42, "fixes initial weights, order of rows and dropout")
     log_interval: int = flag(100, "steps between two lines of the log")
+    max_skipped_steps: int = flag(20, "overflows in a row after which to stop, with the rows of the batch saved")
+    verify_records: bool = flag(True, "check the checksums of the records, once, before the first epoch")
+
+    def __post_init__(self) -> None:
+        if self.max_skipped_steps < 1:
+            raise UserError(f"--max_skipped_steps {self.max_skipped_steps}: expected a positive whole number")
 
 
 @dataclass
@@ -69,6 +75,10 @@ class StepFlags:
         "auto", "type of the matrix products; auto is float16 on Ascend and GPU, float32 on CPU"
     )
     dtype: Literal["float16", "float32"] = flag("float32", "type of the hidden states between layers")
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"--batch_size {self.batch_size}: expected a positive whole number")
 
 
 @dataclass

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .. import runtime
+from .. import params, runtime
 from ..config import flag, numbers, parse
 from ..data.loader import Loader
 from ..distill.distiller import Distiller
-from ..distill.layer_map import layer_map
-from ..distill.objectives import Intermediate, check_heads
+from ..distill.objectives import Intermediate
 from ..errors import UserError
 from ..models import store
 from . import common
+from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
 from .stage import Stage, Work, open_run, run_stage
 
@@ -90,7 +90,9 @@ def prepare(
     common.note_data_sink(config.enable_data_sink, place, log)
     if not config.load_teacher_ckpt_path:
         raise UserError("--load_teacher_ckpt_path is empty; expected the pretrained teacher's directory or .ckpt")
-    weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
+    with log.check("teacher") as found:
+        weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
+        found(common.described(weights))
     rows = common.read_checked(
         config.data_dir,
         "--data_dir",
@@ -99,21 +101,37 @@ def prepare(
         kind=config.dataset_type,
         schema_file=config.schema_dir,
         labelled=False,
+        verify=run_flags.verify_records,
+        log=log,
     )
-    wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler)
-    pairs = layer_map(student_flags.layer_map, wanted.num_hidden_layers, weights.config.num_hidden_layers)
-    check_heads(pairs, wanted.num_attention_heads, weights.config.num_attention_heads)
+    with log.check("student") as found:
+        wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler)
+        found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}")
+    pairs = common.matched_layers(student_flags.layer_map, wanted, weights.config, log)
     buckets = common.buckets_for(step_flags.buckets, rows, student_flags.loss_mode == "reference")
+    encoder = weights.config.with_(labels=(), regression=False)
+    fit = common.fit_dense(student_flags.fit_dense, wanted, weights.config, pairs, {}, run_flags.seed)
+    load = Load(
+        wanted.parameters + params.count(fit),
+        wanted,
+        weights.config,
+        encoder.parameters,
+        len(pairs.attention),
+        step_flags.batch_size,
+        buckets,
+        config.max_ckpt_num,
+        {},
+    )
+    check_load(load, directory, place.device, log)
 
     def build() -> Work:
         types = runtime.precision(step_flags.compute_type, step_flags.dtype, place.device)
-        teacher = store.build(weights, weights.config.with_(labels=(), regression=False), **types)
+        teacher = store.build(weights, encoder, **types)
         if student_flags.init_from_teacher:
             layers = numbers(student_flags.init_from_teacher, "--init_from_teacher")
             student = store.build(store.from_layers(weights, wanted, layers), seed=run_flags.seed, **types)
         else:
             student = store.new(wanted, run_flags.seed, **types)
-        fit = common.fit_dense(student_flags.fit_dense, wanted, weights.config, pairs, {}, run_flags.seed)
         log.line(f"The student has {wanted.num_hidden_layers} layers; they learn from teacher layers {pairs.attention}")
 
         def save(name: str, found: Mapping[str, float]) -> Path:
@@ -157,7 +175,10 @@ def prepare(
     )
 
 
+GROUPS = [Config, Learning, StudentFlags, RunFlags, StepFlags]
+examine = prepare  # all that `minddistill doctor` looks at
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill general-distill` and `run_general_distill.py`."""
-    groups = [Config, Learning, StudentFlags, RunFlags, StepFlags]
-    run(*parse("minddistill general-distill", "Distil a pretrained teacher on a corpus.", groups, argv))
+    run(*parse("minddistill general-distill", "Distil a pretrained teacher on a corpus.", GROUPS, argv))

@@ -22,6 +22,7 @@ from ..train.log import RunLog
 from ..train.loop import Hook, Prefetched, Stopped, fit
 from ..train.optim import OptimConfig, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
+from ..train.watch import INTERVAL, Watch
 from . import resume
 from .flags import RunFlags
 
@@ -154,14 +155,22 @@ def _train(
             state.best = {"value": value, "epoch": state.epoch, "metrics": found}
             stage.log.line(f"The best acc is {value:.6f}")
 
-    hooks = [Hook(stage.flags.log_interval, log), Hook(1, stage.log.tick)]
+    def rows_of(epoch: int, position: int) -> list[str]:
+        planned = train.plan(epoch)[position]
+        return [train.rows.place(int(row)) for row in planned.rows[: planned.real]]
+
+    announced = _announced(step, stage.log, len(train.buckets))
+    watch = Watch(announced, state, stage.flags.max_skipped_steps, rows_of, stage.directory if leads else None)
+    # Looked at before anything is saved, and by every process at the same steps, so that all come to the same end.
+    hooks = [Hook(every, watch.check, at_epoch_end=True) for every in (INTERVAL, stage.eval_steps, stage.save_steps)]
+    hooks += [Hook(stage.flags.log_interval, log), Hook(1, stage.log.tick)]
     hooks.append(Hook(stage.eval_steps, judge, at_epoch_end=True))
     if leads:
         hooks.append(Hook(stage.save_steps, lambda state, outputs: checkpoints.save(state), at_epoch_end=True))
     began, ahead = time.perf_counter(), Prefetched(train)
     try:
         fit(
-            _announced(step, stage.log, len(train.buckets)),
+            watch,
             ahead,
             state,
             epochs=stage.epochs,
@@ -172,6 +181,7 @@ def _train(
             stop_early=lambda s: bool(stage.patience) and s.epoch - s.best.get("epoch", s.epoch) > stage.patience,
         )
     except Stopped:
+        watch.check(state, ())
         checkpoints.save(state)
         stage.log.stop()
         again = " with --resume auto" if stage.flags.resume is False else ""
@@ -179,6 +189,7 @@ def _train(
         raise KeyboardInterrupt from None
     finally:
         stage.log.stop()
+    watch.check(state, ())  # of a run that ended inside an epoch
     judge(state, ())
     if leads:
         work.save("last", latest["metrics"])

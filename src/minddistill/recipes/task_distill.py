@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import runtime
+from .. import params, runtime
 from ..config import flag, numbers, parse
 from ..data.loader import Loader
 from ..data.records import Rows
 from ..data.teacher_cache import Layout
 from ..distill.distiller import CachedTeacher, Distiller
-from ..distill.layer_map import LayerMap, layer_map
-from ..distill.objectives import Intermediate, Prediction, check_heads
+from ..distill.layer_map import LayerMap
+from ..distill.objectives import Intermediate, Prediction
 from ..errors import UserError
 from ..files import read_json, write_json
 from ..models import store
@@ -23,6 +23,7 @@ from ..models.config import ModelConfig
 from ..models.heads import TextModel
 from ..train.optim import OptimConfig
 from . import common, evaluate, teacher_cache
+from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
 from .stage import Stage, Work, open_run, run_stage
 
@@ -143,6 +144,39 @@ class Job:
         """The teacher, or None where only its outline is here."""
         return None if self.teacher.outline else self.build(self.teacher, self.teacher.config)
 
+    def cached(self, pairs: LayerMap | None) -> tuple[dict[str, Any], Layout, int]:
+        """Whose outputs a phase's cache holds, which of them, and in how many epochs they are read."""
+        types = {"compute_type": self.step.compute_type, "dtype": self.step.dtype}
+        owner = teacher_cache.identity(self.teacher, self.train, types, self.caches)
+        layout = teacher_cache.layout_of(self.teacher.config, pairs)
+        if pairs is None:
+            layout = teacher_cache.begun(self.caches, owner) or layout
+        return owner, layout, self.config.td_phase2_epoch_size + (self.config.td_phase1_epoch_size if pairs else 0)
+
+    def check_load(self, student: ModelConfig, trained: int, pairs: LayerMap | None) -> None:
+        """See that the machine has room for a phase.
+
+        Raises:
+            UserError: it has not.
+        """
+        cache = {}
+        if self.learning.teacher_cache not in teacher_cache.SETTINGS:  # "auto" sees for itself what it may take
+            owner, layout, _ = self.cached(pairs)
+            if not teacher_cache.path_of(self.caches, owner, layout).is_dir():
+                cache = {self.caches: layout.bytes(self.train.length)}
+        load = Load(
+            trained,
+            student,
+            self.teacher.config,
+            sum(value.size for value in self.teacher.values.values()),
+            len(pairs.attention) if pairs else 0,
+            self.step.batch_size,
+            self.buckets,
+            self.config.max_ckpt_num,
+            cache,
+        )
+        check_load(load, self.directory, self.place.device, self.log)
+
     def taught(
         self, pairs: LayerMap | None, teacher: TextModel | None
     ) -> tuple[TextModel | CachedTeacher, Callable | None]:
@@ -151,15 +185,10 @@ class Job:
         Args:
             pairs: of phase 1; None for phase 2, which reads the logits of phase 1's cache where there is one.
         """
-        setting, config = self.learning.teacher_cache, self.config
+        setting = self.learning.teacher_cache
         if setting == "off" and teacher is not None:
             return teacher, None
-        types = {"compute_type": self.step.compute_type, "dtype": self.step.dtype}
-        owner = teacher_cache.identity(self.teacher, self.train, types, self.caches)
-        epochs = config.td_phase2_epoch_size + (config.td_phase1_epoch_size if pairs else 0)
-        layout = teacher_cache.layout_of(self.teacher.config, pairs)
-        if pairs is None:
-            layout = teacher_cache.begun(self.caches, owner) or layout
+        owner, layout, epochs = self.cached(pairs)
         started = teacher_cache.path_of(self.caches, owner, layout).is_dir()
         if setting == "auto" and teacher is not None and not started and not self.caching_pays(layout, epochs):
             return teacher, None
@@ -215,7 +244,7 @@ def run(
     if not config.do_train and config.distribute:
         raise UserError("--do_train false --distribute true: evaluation runs in one process; give --distribute false")
     if not config.do_train:
-        return _evaluate(config, learning, config.load_td1_ckpt_path, run_flags.output_dir)
+        return _evaluate(config, learning, run_flags, config.load_td1_ckpt_path, run_flags.output_dir)
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
     directory, log = open_run(run_flags, place, ("phase1", ""))
@@ -226,7 +255,7 @@ def run(
         if learning.teacher_cache == "auto" and not place.rank:
             shutil.rmtree(job.caches, ignore_errors=True)  # it may be large, and this run does not need it again
         if not place.rank and config.do_eval and "," in config.eval_data_dir:
-            _evaluate(config, learning, str(result[0]), str(directory / "evaluation"))
+            _evaluate(config, learning, run_flags, str(result[0]), str(directory / "evaluation"))
         return result
     finally:
         log.close()
@@ -251,16 +280,29 @@ def prepare(
     config.load_teacher_ckpt_path = config.load_teacher_ckpt_path or teacher_cache.outline_in(learning.teacher_cache)
     if not config.load_teacher_ckpt_path:
         raise UserError("--load_teacher_ckpt_path is empty; expected the fine-tuned teacher's directory or .ckpt")
-    weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
-    train = _read(config, config.train_data_dir, "--train_data_dir", weights)
-    weights = common.align_labels(weights, _labels(train), log.line)
-    weights.config.require_classifier(weights.source)
+    with log.check("teacher") as found:
+        weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
+        found(common.described(weights))
+    options = {
+        "task": config.task_name,
+        "kind": config.dataset_type,
+        "schema_file": config.schema_dir,
+        "verify": run_flags.verify_records,
+        "log": log,
+    }
+    train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
     # The first of several (MNLI's matched and mismatched) selects the best student.
     first = config.eval_data_dir.split(",")[0]
-    dev = _read(config, first, "--eval_data_dir", weights) if first else None
-    if not weights.config.regression:
-        for rows in filter(None, (train, dev)):
-            rows.check_classes(weights.config.num_labels)
+    dev = None
+    if first:
+        dev = common.read_checked(first, "--eval_data_dir", weights.config, weights.directory, **options)
+    with log.check("labels") as found:
+        weights = common.align_labels(weights, _labels(train), log.line)
+        weights.config.require_classifier(weights.source)
+        if not weights.config.regression:
+            for rows in filter(None, (train, dev)):
+                rows.check_classes(weights.config.num_labels)
+        found("a number" if weights.config.regression else ", ".join(weights.config.labels))
     if config.do_eval and dev is None:
         raise UserError("--eval_data_dir is empty; expected a record directory, or --do_eval false")
     if train.seq_length > student.seq_length:
@@ -273,18 +315,6 @@ def prepare(
 
 def _labels(rows: Rows) -> list[str]:
     return [] if rows.meta.get("regression") else rows.meta.get("labels", [])
-
-
-def _read(config: Config, directory: str, name: str, weights: store.Weights) -> Rows:
-    return common.read_checked(
-        directory,
-        name,
-        weights.config,
-        weights.directory,
-        config.task_name,
-        kind=config.dataset_type,
-        schema_file=config.schema_dir,
-    )
 
 
 def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
@@ -303,23 +333,27 @@ def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
     return None, "random weights"
 
 
-def _first_student(job: Job, weights: store.Weights | None) -> TextModel:
+def _first_student(job: Job, weights: store.Weights | None, wanted: ModelConfig) -> TextModel:
     if weights is not None:
-        return job.build(weights, weights.config.with_(**job.head), ("classifier.", "pooler."))
+        return job.build(weights, wanted, ("classifier.", "pooler."))
     types = runtime.precision(job.step.compute_type, job.step.dtype, job.place.device)
-    return store.new(job.student.config(job.teacher.config).with_(**job.head), job.run.seed, **types)
+    return store.new(wanted, job.run.seed, **types)
 
 
 def phase_one(job: Job) -> Stage:
     """Intermediate layers: the student and projection that `job` asks for, and what they learn from."""
     weights, origin = _first_weights(job)
+    with job.log.check("student") as found:
+        wanted = job.student.config(job.teacher.config) if weights is None else weights.config
+        wanted = wanted.with_(**job.head)
+        found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}, from {origin}")
+    pairs = common.matched_layers(job.student.layer_map, wanted, job.teacher.config, job.log)
+    carried = {} if weights is None else weights.fit
+    fit = common.fit_dense(job.student.fit_dense, wanted, job.teacher.config, pairs, carried, job.run.seed)
+    job.check_load(wanted, wanted.parameters + params.count(fit), pairs)
 
     def build() -> Work:
-        student, theirs = _first_student(job, weights), job.teacher.config
-        pairs = layer_map(job.student.layer_map, student.config.num_hidden_layers, theirs.num_hidden_layers)
-        check_heads(pairs, student.config.num_attention_heads, theirs.num_attention_heads)
-        carried = {} if weights is None else weights.fit
-        fit = common.fit_dense(job.student.fit_dense, student.config, theirs, pairs, carried, job.run.seed)
+        student = _first_student(job, weights, wanted)
         job.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
         teacher = job.built_teacher()
         if job.dev is not None and teacher is not None:
@@ -358,11 +392,16 @@ def phase_one(job: Job) -> Stage:
 
 def phase_two(job: Job, first: Path) -> Stage:
     """Predictions: the student in the model directory `first`, with a classifier, and what it learns from."""
-    weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
+    with job.log.check("student") as found:
+        weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
+        wanted = weights.config.with_(**job.head)
+        found(common.described(weights))
+    if job.config.load_td1_ckpt_path:  # else phase 1, which takes more, has seen to it
+        job.check_load(wanted, wanted.parameters, None)
     learning, dev = job.learning, job.dev if job.config.do_eval else None
 
     def build() -> Work:
-        student = job.build(weights, weights.config.with_(**job.head), ("classifier.",))
+        student = job.build(weights, wanted, ("classifier.",))
 
         def save(name: str, found: Mapping[str, float]) -> Path:
             return _save(job, student, job.directory / name, "phase 2", str(first), found, weights.fit)
@@ -412,7 +451,9 @@ def _save(
     )
 
 
-def _evaluate(config: Config, learning: Learning, model: str, output_dir: str) -> tuple[Path, dict[str, float]]:
+def _evaluate(
+    config: Config, learning: Learning, run_flags: RunFlags, model: str, output_dir: str
+) -> tuple[Path, dict[str, float]]:
     """Measure a model on every directory of `--eval_data_dir`; the first one's metrics are returned."""
     if not model:
         raise UserError("--do_train false: --load_td1_ckpt_path is empty; expected the student to evaluate")
@@ -422,6 +463,7 @@ def _evaluate(config: Config, learning: Learning, model: str, output_dir: str) -
             data_dir=config.eval_data_dir,
             schema_dir=config.schema_dir,
             dataset_type=config.dataset_type,
+            verify_records=run_flags.verify_records,
             output_dir=output_dir,
             task_name=config.task_name,
             num_attention_heads=learning.teacher_num_attention_heads,
@@ -436,7 +478,28 @@ def _evaluate(config: Config, learning: Learning, model: str, output_dir: str) -
     return Path(model), first
 
 
+def examine(
+    config: Config,
+    learning: Learning,
+    student: StudentFlags,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
+    place: runtime.Runtime,
+    directory: Path,
+    log: Any,
+) -> Stage:
+    """All that `minddistill doctor` looks at: what `run` does before its first stage is built.
+
+    Raises:
+        UserError: flags, records and models do not go together.
+    """
+    job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
+    return phase_two(job, Path(config.load_td1_ckpt_path)) if config.load_td1_ckpt_path else phase_one(job)
+
+
+GROUPS = [Config, Learning, StudentFlags, RunFlags, StepFlags]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill task-distill` and `run_task_distill.py`."""
-    groups = [Config, Learning, StudentFlags, RunFlags, StepFlags]
-    run(*parse("minddistill task-distill", "Two-phase task distillation and evaluation.", groups, argv))
+    run(*parse("minddistill task-distill", "Two-phase task distillation and evaluation.", GROUPS, argv))

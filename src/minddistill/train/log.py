@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,11 @@ class RunLog:
         sys.stdout.flush()
         if self.directory is not None:
             append_line(self.directory / "log.txt", text)
+
+    @contextmanager
+    def check(self, name: str) -> Iterator[Callable[..., None]]:
+        """One of the checks before a stage: yields found(text, good=True), which logs what was found."""
+        yield lambda text, good=True: self.line(f"{name}: {text}" if good else f"{name}: warning: {text}")
 
     def start(self, title: str, total: int, done: int, first_shapes: int) -> None:
         """Begin a stage of `total` steps; `first_shapes` shapes are compiled as they are met."""
