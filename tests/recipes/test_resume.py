@@ -9,7 +9,6 @@ import pytest
 import small
 from safetensors.numpy import load_file, save_file
 from small import QUICK, command
-from test_distributed import GENERAL, launch, same
 
 from minddistill.data import records
 from minddistill.errors import UserError
@@ -65,6 +64,7 @@ def test_other_rows_and_another_model_are_refused_by_name(
     tensors = load_file(model / "model.safetensors")
     next(iter(tensors.values())).reshape(-1)[0] += 1
     save_file(tensors, model / "model.safetensors")
+    (model / "minddistill.json").unlink()  # which has the checksum of the weights that it was saved with
     assert train(tmp_path / "data", model, finished) == 2
     said = capsys.readouterr().err
     assert "--model: weights changed; --train_data_dir: train-00000-of-00001.tfrecord changed; give" in said
@@ -92,8 +92,11 @@ def test_resume_true_wants_an_earlier_run_and_false_forgets_it(finished, tmp_pat
     assert (finished / "best").is_dir()
 
 
-def test_a_full_disk_ends_in_one_line_and_with_room_the_run_goes_on(teacher, data, tiny_encoder, small_disk, capsys):
+def test_a_full_disk_ends_in_one_line_and_with_room_the_run_goes_on(
+    teacher, data, tiny_encoder, small_disk, monkeypatch, capsys
+):
     disk = small_disk(700)
+    monkeypatch.setattr(finetune, "check_load", lambda *values: None)  # as if it had filled up since
     assert train(data, tiny_encoder, disk / "run") == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and f"{disk}/run/" in said[0] and "the disk is full" in said[0] and "needed" in said[0]
@@ -194,20 +197,3 @@ def test_records_of_a_corpus_go_on_by_chunk_and_shard_with_another_number_of_wor
     (tmp_path / "wiki.txt").write_text("another text")
     assert prepare("cut", 2) == 2
     assert f"--input: {tmp_path / 'wiki.txt'} changed" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_another_number_of_processes_goes_on_with_the_same_rows(tmp_path, data, tiny_encoder):
-    several = tmp_path / "several"
-    words = [2, 2, data / "train", "", tiny_encoder, *GENERAL, "--batch_size", "16"]
-    often = ["--save_checkpoint_step", "5", "--max_ckpt_num", "9"]
-    done = launch("run_distributed_gd_cpu.sh", *words, *often, where=several, save_ckpt_path=str(several / "gd"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    one = shutil.copytree(several / "gd", tmp_path / "one")
-    for path in [one / "done.json", *sorted((one / "checkpoints").iterdir())[1:]]:
-        path.unlink()
-    flags = ["--load_teacher_ckpt_path", tiny_encoder, "--data_dir", data / "train", "--epoch_size", "2", *GENERAL]
-    assert command("general-distill", *flags, "--batch_size", "16", "--output_dir", one) == 2
-    assert command("general-distill", *flags, "--batch_size", "32", "--output_dir", one) == 0
-    assert "Resumed from" in (one / "log.txt").read_text()
-    same(one / "last", several / "gd" / "last")
