@@ -7,9 +7,9 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import small
+from launched import launch, same
 from safetensors.numpy import load_file, save_file
 from small import command
-from test_distributed import GENERAL, launch, same
 
 from minddistill.data import records
 from minddistill.errors import UserError
@@ -198,14 +198,15 @@ def test_records_of_a_corpus_go_on_by_chunk_and_shard_with_another_number_of_wor
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_rows(tmp_path, data, tiny_encoder):
     several = tmp_path / "several"
-    words = [2, 2, data / "train", "", tiny_encoder, *GENERAL, "--batch_size", "16"]
+    student = ["--student", "test-2l-32", "--learning_rate", "5e-3", "--log_interval", "5", "--buckets", "8,12"]
+    words = [2, 2, data / "train", "", tiny_encoder, *student, "--batch_size", "16"]
     often = ["--save_checkpoint_step", "5", "--max_ckpt_num", "9"]
     done = launch("run_distributed_gd_cpu.sh", *words, *often, where=several, save_ckpt_path=str(several / "gd"))
     assert done.returncode == 0, done.stdout + done.stderr
     one = shutil.copytree(several / "gd", tmp_path / "one")
     for path in [one / "done.json", *sorted((one / "checkpoints").iterdir())[1:]]:
         path.unlink()
-    flags = ["--load_teacher_ckpt_path", tiny_encoder, "--data_dir", data / "train", "--epoch_size", "2", *GENERAL]
+    flags = ["--load_teacher_ckpt_path", tiny_encoder, "--data_dir", data / "train", "--epoch_size", "2", *student]
     assert command("general-distill", *flags, "--batch_size", "16", "--output_dir", one) == 2
     assert command("general-distill", *flags, "--batch_size", "32", "--output_dir", one) == 0
     assert "Resumed from" in (one / "log.txt").read_text()
