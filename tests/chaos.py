@@ -36,6 +36,8 @@ from minddistill.train.checkpoint import Checkpoints
 _CHAINS = (1, 1, 1, 2)
 _RESULTS = ("phase1/last", "last", "best")
 _LONGEST_RUN = 600
+# Seconds between two looks for temporary names, which stand for a millisecond or more.
+_GLANCE = 0.0005
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,22 @@ def arguments(data: Path, teacher: Path, out: Path) -> list[str]:
         "max_ckpt_num": 2,
         "eval_steps": 4,
     }
-    return [*(str(word) for name, value in flags.items() for word in (f"--{name}", value)), *small.QUICK]
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    return ["task-distill", *words, *small.QUICK]
+
+
+def start(words: Sequence[str], out: Path, prefix: Sequence[str]) -> subprocess.Popen:
+    """Start the command in a session of its own, which can be killed as a whole."""
+    line = [*prefix, sys.executable, "-m", "minddistill", *words]
+    with open(out.with_suffix(".out"), "ab") as said:
+        return subprocess.Popen(line, stdout=said, stderr=said, start_new_session=True)
 
 
 def run(words: Sequence[str], out: Path, moment: Moment, prefix: Sequence[str] = ()) -> Watched:
     """Start the command and kill it, with -9, at a moment; a run that ends before is not killed."""
     log = out / "log.txt"
     before = log.stat().st_size if log.is_file() else 0
-    line = [*prefix, sys.executable, "-m", "minddistill", "task-distill", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(out.with_suffix(".out"), "ab") as said:
-        process = subprocess.Popen(line, stdout=said, stderr=said, env=environment, start_new_session=True)
+    process = start(words, out, prefix)
     began, names, seen, killed = 0.0, 0, set(), False
     while process.poll() is None:
         if not began:
@@ -96,7 +103,7 @@ def run(words: Sequence[str], out: Path, moment: Moment, prefix: Sequence[str] =
             os.killpg(process.pid, signal.SIGKILL)
             killed = True
             break
-        time.sleep(0.0002)
+        time.sleep(_GLANCE)
     return Watched(killed, process.wait(), time.perf_counter() - began, names)
 
 
@@ -169,9 +176,8 @@ def chain(words: Sequence[str], out: Path, when: Sequence[Moment], prefix: Seque
             break
         kills, inside = kills + 1, inside + bool(temporary(out))
         wrong += [f"{moment}: {line}" for line in not_whole(out)]
-    watched = run(words, out, Moment(), prefix)
-    if watched.code:
-        wrong.append(f"{when}: exit code {watched.code}, see {out.with_suffix('.out')}")
+    if code := start(words, out, prefix).wait(_LONGEST_RUN):
+        wrong.append(f"{when}: exit code {code}, see {out.with_suffix('.out')}")
     return kills, inside, wrong
 
 
