@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "minddistill"
-FLOOR = {"config", "errors", "files", "native", "params", "runtime"}
+FLOOR = {"config", "errors", "files", "launch", "link", "native", "params", "runtime"}
 PACKAGES = {"data", "distill", "evaluation", "models", "train"}
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from . import __version__
+from . import __version__, runtime
 from .errors import UserError
 
 # Command: module of recipes, and its line in the overview.
@@ -30,6 +30,12 @@ COMMANDS = {
 
 def run_command(name: str, argv: list[str]) -> int:
     """Run a command of the table; a user's mistake becomes one line and exit code 2."""
+    code = _run(name, argv)
+    runtime.leave(code)
+    return code
+
+
+def _run(name: str, argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     os.environ.setdefault("GLOG_v", "3")
