@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -84,7 +85,9 @@ class Launcher:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Hear one link to its end."""
-        name = (await reader.readline()).decode().strip()
+        name = (await reader.readline()).decode(errors="replace").strip()
+        if not re.fullmatch(r"(rank|node) \d+", name):  # a stranger at the port
+            return writer.close()
         self.links[name] = writer
         beats = asyncio.create_task(self._beat(writer))
         limit = None  # a process that joins the group cannot beat yet
@@ -102,7 +105,7 @@ class Launcher:
         except ConnectionError:
             self._lost(name, "its connection broke")
         except asyncio.TimeoutError:
-            self._lost(name, f"nothing was heard of it for {limit:.0f} s")
+            self._lost(name, f"nothing was heard of it for {self.silence:g} s")
         finally:
             beats.cancel()
             writer.close()

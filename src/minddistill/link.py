@@ -58,9 +58,8 @@ class Link:
 
     def send(self, line: str) -> None:
         """Send a line; a launcher that is gone is noticed elsewhere."""
-        with self._lock:
-            with contextlib.suppress(OSError):
-                self._socket.sendall(line.encode() + b"\n")
+        with self._lock, contextlib.suppress(OSError):
+            self._socket.sendall(line.encode() + b"\n")
 
     def end(self, code: int) -> None:
         """Say that this process ends by itself."""

@@ -161,20 +161,23 @@ def many(count=103, longest=30):
     return records.Rows(ids.astype(np.int32), length, length, np.zeros(count, np.int32), {}, Path("rows"), str)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_every_row_comes_once_an_epoch_on_any_number_of_ranks(size):
-    found, shapes = [], []
+    found, shapes, told = [], [], []
     for rank in range(size):
         loader = Loader(many(), 8, buckets=[10, 20, 30], seed=1, rank=rank, size=size)
         batches = list(loader.epoch(0))
         assert len(batches) == len(loader)
         shapes.append([batch["input_ids"].shape for batch in batches])
+        told.append([float(batch["rows"].asnumpy()) * size for batch in batches])
         for batch in batches:
             real = batch["weight"].asnumpy() == 1
             found += batch["row"].asnumpy()[real].tolist()
             assert (batch["input_mask"].asnumpy().sum(1) <= batch["input_ids"].shape[1]).all()
     assert sorted(found) == list(range(103))
     assert all(shape == shapes[0] for shape in shapes)
+    # What the ranks divide by is the same, and counts no padding.
+    assert all(rows == told[0] for rows in told) and sum(told[0]) == pytest.approx(103)
 
 
 def test_order_is_of_seed_and_epoch_and_resumes_in_the_middle():

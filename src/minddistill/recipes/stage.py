@@ -132,10 +132,11 @@ def _train(
         f"{','.join(map(str, train.buckets))} ({train.padding():.2f} padded tokens for a real one)"
     )
     stage.log.start(stage.name, total, state.step, len(train.buckets))
-    tokens = float(train.rows.length.mean()) * train.batch_size
+    rows = train.batch_size * train.size
+    tokens = float(train.rows.length.mean()) * rows
 
     def log(state: TrainState, outputs: tuple) -> None:
-        stage.log.numbers(state, outputs, stage.name, train.batch_size, tokens)
+        stage.log.numbers(state, outputs, stage.name, rows, tokens)
 
     latest: dict[str, Any] = {"step": -1, "metrics": {}}
 

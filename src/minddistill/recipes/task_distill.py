@@ -212,6 +212,8 @@ def run(
     """
     if not config.do_train and not config.do_eval:
         raise UserError("--do_train false and --do_eval false: nothing to do; set one of them true")
+    if not config.do_train and config.distribute:
+        raise UserError("--do_train false --distribute true: evaluation runs in one process; give --distribute false")
     if not config.do_train:
         return _evaluate(config, learning, config.load_td1_ckpt_path, run_flags.output_dir)
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"

@@ -100,7 +100,7 @@ class RunLog:
         """Log the outputs of a step; the only place that waits for the device.
 
         Args:
-            rows, tokens: sequences and real tokens of an average step.
+            rows, tokens: sequences and real tokens of an average step of all processes.
         """
         loss, terms, overflow, scale = outputs
         value, over, factor = float(loss.asnumpy()), bool(overflow.asnumpy()), float(scale.asnumpy())
