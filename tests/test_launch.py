@@ -17,7 +17,7 @@ def launcher(tmp_path):
 
     def start(seconds, node=0, wait=5, port=None):
         port = port or free_port()
-        words = ["--address", f"127.0.0.1:{port}", "--node", node, "--silence", 1.5, "--wait", wait]
+        words = ["--address", f"127.0.0.1:{port}", "--node", node, "--silence", 3, "--wait", wait]
         words += ["--log", tmp_path / f"{node}.log", "--", "sleep", seconds]
         line = [sys.executable, "-m", "minddistill.launch", *map(str, words)]
         process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -41,7 +41,7 @@ def test_a_rank_that_falls_silent_is_named_and_the_others_leave(launcher):
     lively.watch()
     silent.send("beat")
     done = ended(process, 20)
-    reason = "rank 1 was lost: nothing was heard of it for 1.5 s; the same command goes on from the last saved point"
+    reason = "rank 1 was lost: nothing was heard of it for 3 s; the same command goes on from the last saved point"
     assert (done.returncode, done.stdout) == (1, reason + "\n") and heard == [(1, reason)]
 
 

@@ -175,8 +175,11 @@ def main() -> None:
     parser.add_argument("--silence", type=float, default=20, help="seconds without a beat until a rank is lost")
     parser.add_argument("--log", type=Path, required=True, help="file for msrun's own messages")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="msrun and its arguments")
+    flags = parser.parse_args()
     try:
-        sys.exit(asyncio.run(_main(parser.parse_args())))
+        if flags.silence < 3 * BEAT:
+            raise UserError(f"--silence {flags.silence:g} (LOST_TIMEOUT): expected at least {3 * BEAT:g} seconds")
+        sys.exit(asyncio.run(_main(flags)))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

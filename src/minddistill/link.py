@@ -20,7 +20,7 @@ from .errors import UserError
 
 LAUNCHER = "MINDDISTILL_LAUNCHER"  # host:port of the launcher, for the processes that it starts
 SILENCE = "MINDDISTILL_SILENCE"  # seconds without a beat after which a process counts as lost
-BEAT = 2.0
+BEAT = 1.0  # seconds between two signs of life
 
 
 class Link:
