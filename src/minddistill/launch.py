@@ -119,7 +119,9 @@ class Launcher:
         if code == 130 or (code and self.stopping):
             self.finish(130, _STOPPED)
         elif code:
-            self.finish(code, f"{name} ended with exit code {code}; LOG{name.split()[-1]}/log.txt says why")
+            kind, number = name.split()
+            log = f"LOG{number}/log.txt" if kind == "rank" else "its log.txt"
+            self.finish(code, f"{name} ended with exit code {code}; {log} says why")
 
     def _lost(self, name: str, why: str) -> None:
         if name in self.ended:
@@ -183,6 +185,8 @@ def main() -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before the launcher listens
+        sys.exit(130)
 
 
 if __name__ == "__main__":
