@@ -41,7 +41,7 @@ def test_a_rank_that_falls_silent_is_named_and_the_others_leave(launcher):
     lively.watch()
     silent.send("beat")
     done = ended(process, 20)
-    reason = "rank 1 was lost: nothing was heard of it for 3 s; the same command goes on from the last saved point"
+    reason = "rank 1 was lost: nothing was heard of it for 3 s (LOG1/log.txt); the same command goes on from the last saved point"
     assert (done.returncode, done.stdout) == (1, reason + "\n") and heard == [(1, reason)]
 
 
@@ -49,7 +49,7 @@ def test_a_rank_whose_process_ends_without_a_word_is_named(launcher):
     process, port = launcher(30)
     rank(port, 3, [])._socket.close()
     done = ended(process, 20)
-    assert done.returncode == 1 and done.stdout.startswith("rank 3 was lost: its process ended;")
+    assert done.returncode == 1 and done.stdout.startswith("rank 3 was lost: its process ended (LOG3/log.txt);")
 
 
 def test_the_exit_code_of_a_rank_is_that_of_the_run(launcher):

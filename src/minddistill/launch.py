@@ -92,7 +92,7 @@ class Launcher:
         beats = asyncio.create_task(self._beat(writer))
         limit = None  # a process that joins the group cannot beat yet
         try:
-            while line := await asyncio.wait_for(reader.readline(), limit):
+            while line := await asyncio.wait_for(_line(reader), limit):
                 word, _, text = line.decode().strip().partition(" ")
                 if word == "beat":
                     limit = self.silence
@@ -102,8 +102,6 @@ class Launcher:
                     self.ended.add(name)
                     self._ended(name, int(text))
             self._lost(name, "its process ended")
-        except ConnectionError:
-            self._lost(name, "its connection broke")
         except asyncio.TimeoutError:
             self._lost(name, f"nothing was heard of it for {self.silence:g} s")
         finally:
@@ -119,16 +117,14 @@ class Launcher:
         if code == 130 or (code and self.stopping):
             self.finish(130, _STOPPED)
         elif code:
-            kind, number = name.split()
-            log = f"LOG{number}/log.txt" if kind == "rank" else "its log.txt"
-            self.finish(code, f"{name} ended with exit code {code}; {log} says why")
+            self.finish(code, f"{name} ended with exit code {code}; {_log(name)} says why")
 
     def _lost(self, name: str, why: str) -> None:
         if name in self.ended:
             return
         if self.stopping:
             return self.finish(130, _STOPPED)
-        self.finish(1, f"{name} was lost: {why}; the same command goes on from the last saved point")
+        self.finish(1, f"{name} was lost: {why} ({_log(name)}); the same command goes on from the last saved point")
 
     def stop(self) -> None:
         """Have the first rank save and all leave; the second time, leave at once."""
@@ -150,6 +146,20 @@ class Launcher:
                 writer.write(f"leave {code} {reason}\n".encode())
         if self.up:
             self.up.end(code)
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """The next line; empty at the end, also where a process ended with lines unread."""
+    try:
+        return await reader.readline()
+    except ConnectionError:
+        return b""
+
+
+def _log(name: str) -> str:
+    """Where a rank's or node's output is, on its node."""
+    kind, number = name.split()
+    return f"LOG{number}/log.txt" if kind == "rank" else "its log.txt"
 
 
 async def _gone(msrun: asyncio.subprocess.Process, ended: asyncio.Task, patience: float | None) -> None:

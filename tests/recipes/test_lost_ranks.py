@@ -74,7 +74,9 @@ def test_all_end_when_one_is_lost_and_fewer_go_on(tmp_path, data, tiny_encoder, 
     assert done.returncode == 1, done.stdout + done.stderr
     why = "its process ended" if number == signal.SIGKILL else "nothing was heard of it for 20 s"
     told = [line for line in done.stdout.splitlines() if "was lost" in line]
-    assert len(set(told)) == 1 and told[0].startswith(f"rank {rank} was lost: {why}; the same command goes on")
+    assert len(set(told)) == 1 and told[0].startswith(
+        f"rank {rank} was lost: {why} (LOG{rank}/log.txt); the same command goes on"
+    )
     assert "Traceback" not in done.stdout + done.stderr
     nobody_left(tmp_path)
     if count == 2:  # one process goes on in their stead
