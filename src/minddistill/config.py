@@ -44,7 +44,7 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
                 section.add_argument(item.name, nargs="*", type=str, default=[], help=item.metadata["help"])
                 continue
             names = [f"--{name}" for name in (item.name, *item.metadata.get("aliases", ()))]
-            section.add_argument(*names, **_kind(hints[item.name]), default=item.default, help=item.metadata["help"])
+            section.add_argument(*names, **_kind(hints[item.name], item.default), help=item.metadata["help"])
     try:
         values = vars(parser.parse_args(list(argv) if argv is not None else None))
     except Exception as error:  # jsonargparse raises argparse's and its own errors
@@ -52,11 +52,11 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
     return [group(**{item.name: values[item.name] for item in dataclasses.fields(group)}) for group in groups]
 
 
-def _kind(hint: Any) -> dict[str, Any]:
+def _kind(hint: Any, default: Any) -> dict[str, Any]:
     """How a field of this type is read: `tuple[X, ...]` as one or more words."""
     if get_origin(hint) is tuple:
-        return {"type": get_args(hint)[0], "nargs": "+"}
-    return {"type": hint}
+        return {"type": get_args(hint)[0], "nargs": "+", "default": list(default)}
+    return {"type": hint, "default": default}
 
 
 def _explain(message: str) -> str:
