@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--address", required=True, help="host:port at which the first node's launcher listens")
     parser.add_argument("--node", type=int, default=0, help="number of this node")
     parser.add_argument("--wait", type=float, default=120, help="seconds until a node gives up that does not reach it")
-    parser.add_argument("--silence", type=float, default=20, help="seconds without a beat until a rank is lost")
+    parser.add_argument("--silence", type=float, default=40, help="seconds without a beat until a rank is lost")
     parser.add_argument("--log", type=Path, required=True, help="file for msrun's own messages")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="msrun and its arguments")
     flags = parser.parse_args()
