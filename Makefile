@@ -25,8 +25,9 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed lint
 	$(PYTEST) -m "not slow"
 
+# Runs of up to 8 processes of their own: one test at a time.
 test-slow: $(VENV)/installed
-	$(PYTEST) -m slow
+	$(BIN)/python -m pytest -m slow $(SLOW)
 
 chaos: $(VENV)/installed
 	$(BIN)/python tests/chaos.py --kills 50
