@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count as numbers
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,8 @@ WRONG_ROWS: list[dict[str, Any]] = [
     {"input_ids": [2, WORDS, 3, 0, 0, 0, 0, 0]},
     {"input_ids": [2, -1, 3, 0, 0, 0, 0, 0]},
     {"input_ids": [2**62] * LENGTH},
+    {"input_ids": [2**32 + 7] * LENGTH},
+    {"label_ids": [2**32 + 1]},
     {"input_ids": [2.0] * LENGTH},
     {"input_ids": []},
     {"input_ids": [2] * (LENGTH + 1)},
@@ -253,24 +256,29 @@ WRONG_ROWS: list[dict[str, Any]] = [
 ]
 
 
-def wrong_row(directory: Path, draw: random.Random) -> str:
-    from minddistill.data import records
+def wrong_row(change: dict[str, Any]) -> Breaker:
+    """One row of a file changed so."""
 
-    rows: list[dict] = Inputs.rows()
-    change, index = draw.choice(WRONG_ROWS), draw.randrange(ROWS)
-    rows[index] = {name: value for name, value in (rows[index] | change).items() if value is not None}
-    file = shard(directory, draw, ".tfrecord")
-    floats = frozenset(name for name, value in change.items() if value and isinstance(value[0], float))
+    def spoil(directory: Path, draw: random.Random) -> str:
+        from minddistill.data import records
 
-    def one(row: dict, number: int) -> bytes:
-        part = directory / "row"
-        records.write_tfrecord(part, [row], floats if number == index else frozenset())
-        data = payloads(part)[0]
-        part.unlink()
-        return data
+        rows: list[dict] = Inputs.rows()
+        index = draw.randrange(ROWS)
+        rows[index] = {name: value for name, value in (rows[index] | change).items() if value is not None}
+        file = shard(directory, draw, ".tfrecord")
+        floats = frozenset(name for name, value in change.items() if value and isinstance(value[0], float))
 
-    file.write_bytes(framed([one(row, number) for number, row in enumerate(rows)]))
-    return file.name
+        def one(row: dict, number: int) -> bytes:
+            part = directory / "row"
+            records.write_tfrecord(part, [row], floats if number == index else frozenset())
+            data = payloads(part)[0]
+            part.unlink()
+            return data
+
+        file.write_bytes(framed([one(row, number) for number, row in enumerate(rows)]))
+        return file.name
+
+    return spoil
 
 
 def mindrecord_broken(directory: Path, draw: random.Random) -> str:
@@ -592,7 +600,7 @@ RECORDS: list[tuple[str, Breaker, int]] = [
     ("tfrecord", flipped_record, 14),
     ("foreign", flipped_record, 14),
     ("tfrecord", flipped_and_repaired, 12),
-    ("foreign", flipped_and_repaired, 14),
+    ("foreign", flipped_and_repaired, 24),
     ("foreign", cut_record, 14),
     ("tfrecord", cut_record, 8),
     ("tfrecord", cut_between_rows, 3),
@@ -601,7 +609,7 @@ RECORDS: list[tuple[str, Breaker, int]] = [
     ("foreign", replaced_record, 6),
     ("tfrecord", missing_or_added, 3),
     ("mindrecord", missing_or_added, 3),
-    ("foreign", wrong_row, 24),
+    *(("foreign", wrong_row(change), 1) for change in WRONG_ROWS),
     ("mindrecord", mindrecord_broken, 14),
     ("tfrecord", json_broken("schema.json"), 6),
     ("tfrecord", json_broken("meta.json"), 6),
@@ -623,20 +631,24 @@ MODELS: list[tuple[str, Breaker, int]] = [
 ]
 
 
-def cases(inputs: Inputs, root: Path, count: int, seed: int) -> Iterator[Case]:
-    """About `count` cases, of every kind in its proportion, each with a copy of what it breaks under `root`."""
+def cases(inputs: Inputs, root: Path, wanted: int, seed: int) -> Iterator[Case]:
+    """About `wanted` cases, of every kind in its proportion, each with a copy of what it breaks under `root`."""
     draw = random.Random(seed)
     total = sum(number for _, _, number in (*RECORDS, *MODELS)) + 14 + 20 + 24 + len(BAD_YAML) + 4
-    share = count / total
-    model, run = inputs.root / "model", ["--output_dir", str(root / "run")]
+    share = wanted / total
+    model, runs = inputs.root / "model", numbers()
+
+    def run() -> list[str]:
+        """A run directory of its own, so that a case which was let pass does not disturb the others."""
+        return ["--output_dir", str(root / f"run-{next(runs)}")]
 
     def reader(index: int, model: Path, data: Path) -> list[str]:
         """One of the commands that read a model and records."""
         student = ["--do_eval", "false", "--student", "test-2l-32"]
         return [
             ["evaluate", "--model", str(model), "--data_dir", str(data)],
-            ["finetune", "--model", str(model), "--train_data_dir", str(data), *run],
-            ["task-distill", "--load_teacher_ckpt_path", str(model), "--train_data_dir", str(data), *student, *run],
+            ["finetune", "--model", str(model), "--train_data_dir", str(data), *run()],
+            ["task-distill", "--load_teacher_ckpt_path", str(model), "--train_data_dir", str(data), *student, *run()],
         ][index % 3]
 
     def copy(source: str) -> Path:
@@ -652,13 +664,17 @@ def cases(inputs: Inputs, root: Path, count: int, seed: int) -> Iterator[Case]:
             path = copy(source)
             place = spoil(path, draw)
             kind = ["--dataset_type", "mindrecord" if source == "mindrecord" else "tfrecord"]
-            yield Case(f"{source} {spoil.__qualname__} {path.parent.name}", [*reader(index, model, path), *kind], place)
+            yield Case(
+                f"{source} {spoil.__qualname__.split('.')[0]} {path.parent.name}",
+                [*reader(index, model, path), *kind],
+                place,
+            )
     for source, spoil, number in MODELS:
         for index in some(number):
             path = copy(source)
             place = spoil(path, draw)
             argv = reader(index, path, inputs.root / "tfrecord")
-            yield Case(f"{source} {spoil.__qualname__} {path.parent.name}", argv, place)
+            yield Case(f"{source} {spoil.__qualname__.split('.')[0]} {path.parent.name}", argv, place)
     for index in some(4):
         path = root / f"ckpt-{index}"
         path.mkdir()
@@ -689,7 +705,7 @@ def cases(inputs: Inputs, root: Path, count: int, seed: int) -> Iterator[Case]:
     for index, (content, place) in enumerate(draw.sample(BAD_YAML, min(len(BAD_YAML), len(some(len(BAD_YAML)))))):
         path = root / f"config-{index}.yaml"
         path.write_bytes(content)
-        out = [] if content.startswith(b"output_dir") else run
+        out = [] if content.startswith(b"output_dir") else run()
         yield Case(f"yaml {content[:40]!r}", [*whole, *out, "--config", str(path)], place)
 
 

@@ -114,6 +114,11 @@ def bad_schema(directory):
     (directory / "schema.json").write_text("{")
 
 
+def beyond_int32(directory):
+    more = [{**row, "input_ids": [2**32 + 5, *row["input_ids"][1:]]} for row in rows()]
+    records.write_tfrecord(directory / "part.tfrecord", more)
+
+
 def not_example(directory):
     data = b"\xff\xff\xff"
     head = struct.pack("<Q", len(data))
@@ -134,6 +139,7 @@ def not_example(directory):
         (other_type, "'label_ids' is a int64_list; the schema says float32"),
         (longer_row, "row 5: column 'input_ids' has 9 values"),
         (bad_schema, "schema.json: not valid JSON"),
+        (beyond_int32, "row 0: input_ids holds 2147483647"),
         (not_example, "row 0 is not a tf.train.Example"),
     ],
 )

@@ -37,6 +37,7 @@ LABEL_COLUMN = "label_ids"
 WORK = ".work"  # in a record directory: what belongs to its writing, and shows that it is not finished
 SUFFIXES = {"tfrecord": (".tfrecord", ".tf_record", ".tfrecords"), "mindrecord": (".mindrecord",)}
 _READ_BATCH = 2048
+_INT32 = np.iinfo(np.int32)
 
 
 @dataclass
@@ -513,7 +514,9 @@ def _collect(pipeline: Any) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {}
     for block in pipeline.batch(_READ_BATCH).create_dict_iterator(num_epochs=1, output_numpy=True):
         for name, value in block.items():
-            parts.setdefault(name, []).append(value.astype(np.int32) if value.dtype.kind == "i" else value)
+            if value.dtype.kind == "i":
+                value = np.clip(value, _INT32.min, _INT32.max).astype(np.int32)  # not wrapped into what seems valid
+            parts.setdefault(name, []).append(value)
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
