@@ -36,6 +36,8 @@ from minddistill.train.checkpoint import Checkpoints
 _CHAINS = (1, 1, 1, 2)
 _RESULTS = ("phase1/last", "last", "best")
 _LONGEST_RUN = 600
+# Seconds between two looks for temporary names, which stand for a millisecond or more.
+_GLANCE = 0.0005
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def run(words: Sequence[str], out: Path, moment: Moment, prefix: Sequence[str] =
             os.killpg(process.pid, signal.SIGKILL)
             killed = True
             break
-        time.sleep(0.0002)
+        time.sleep(_GLANCE)
     return Watched(killed, process.wait(), time.perf_counter() - began, names)
 
 

@@ -92,6 +92,7 @@ def test_resume_true_wants_an_earlier_run_and_false_forgets_it(finished, tmp_pat
     assert (finished / "best").is_dir()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_line_and_with_room_the_run_goes_on(
     teacher, data, tiny_encoder, small_disk, monkeypatch, capsys
 ):
