@@ -74,17 +74,17 @@ def arguments(data: Path, teacher: Path, out: Path) -> list[str]:
         "max_ckpt_num": 2,
         "eval_steps": 4,
     }
-    return [*(str(word) for name, value in flags.items() for word in (f"--{name}", value)), *small.QUICK]
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    return ["task-distill", *words, *small.QUICK]
 
 
 def run(words: Sequence[str], out: Path, moment: Moment, prefix: Sequence[str] = ()) -> Watched:
     """Start the command and kill it, with -9, at a moment; a run that ends before is not killed."""
     log = out / "log.txt"
     before = log.stat().st_size if log.is_file() else 0
-    line = [*prefix, sys.executable, "-m", "minddistill", "task-distill", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    line = [*prefix, sys.executable, "-m", "minddistill", *words]
     with open(out.with_suffix(".out"), "ab") as said:
-        process = subprocess.Popen(line, stdout=said, stderr=said, env=environment, start_new_session=True)
+        process = subprocess.Popen(line, stdout=said, stderr=said, start_new_session=True)
     began, names, seen, killed = 0.0, 0, set(), False
     while process.poll() is None:
         if not began:

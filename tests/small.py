@@ -72,9 +72,14 @@ def records(out: Path, text: Path, vocabulary: Path) -> Path:
     return out
 
 
-def teacher(out: Path, data: Path, encoder: Path) -> Path:
-    """Train an encoder on the records; its best model directory."""
+def training(out: Path, data: Path, encoder: Path) -> list[str]:
+    """The command that makes the teacher."""
     flags = ["--model", encoder, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
     more = ["--epoch_size", 6, "--learning_rate", 5e-3, "--output_dir", out, *QUICK]
-    assert command("finetune", *flags, *more) == 0
+    return ["finetune", *map(str, flags + more)]
+
+
+def teacher(out: Path, data: Path, encoder: Path) -> Path:
+    """Train an encoder on the records; its best model directory."""
+    assert command(*training(out, data, encoder)) == 0
     return out / "best"
