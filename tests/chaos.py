@@ -78,13 +78,18 @@ def arguments(data: Path, teacher: Path, out: Path) -> list[str]:
     return ["task-distill", *words, *small.QUICK]
 
 
+def start(words: Sequence[str], out: Path, prefix: Sequence[str]) -> subprocess.Popen:
+    """Start the command in a session of its own, which can be killed as a whole."""
+    line = [*prefix, sys.executable, "-m", "minddistill", *words]
+    with open(out.with_suffix(".out"), "ab") as said:
+        return subprocess.Popen(line, stdout=said, stderr=said, start_new_session=True)
+
+
 def run(words: Sequence[str], out: Path, moment: Moment, prefix: Sequence[str] = ()) -> Watched:
     """Start the command and kill it, with -9, at a moment; a run that ends before is not killed."""
     log = out / "log.txt"
     before = log.stat().st_size if log.is_file() else 0
-    line = [*prefix, sys.executable, "-m", "minddistill", *words]
-    with open(out.with_suffix(".out"), "ab") as said:
-        process = subprocess.Popen(line, stdout=said, stderr=said, start_new_session=True)
+    process = start(words, out, prefix)
     began, names, seen, killed = 0.0, 0, set(), False
     while process.poll() is None:
         if not began:
@@ -171,9 +176,8 @@ def chain(words: Sequence[str], out: Path, when: Sequence[Moment], prefix: Seque
             break
         kills, inside = kills + 1, inside + bool(temporary(out))
         wrong += [f"{moment}: {line}" for line in not_whole(out)]
-    watched = run(words, out, Moment(), prefix)
-    if watched.code:
-        wrong.append(f"{when}: exit code {watched.code}, see {out.with_suffix('.out')}")
+    if code := start(words, out, prefix).wait(_LONGEST_RUN):
+        wrong.append(f"{when}: exit code {code}, see {out.with_suffix('.out')}")
     return kills, inside, wrong
 
 
