@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small
 from safetensors.numpy import load_file, save_file
-from small import QUICK, command
+from small import command
 
 from minddistill.data import records
 from minddistill.errors import UserError
@@ -25,9 +25,7 @@ def finished(tmp_path, teacher):
 
 
 def train(data, encoder, out, *more) -> int:
-    sets = ["--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
-    flags = ["--model", encoder, "--epoch_size", 6, "--learning_rate", 5e-3, "--output_dir", out]
-    return command("finetune", *sets, *flags, *QUICK, *more)
+    return command(*small.training(out, data, encoder), *more)
 
 
 def never(*values, **options):

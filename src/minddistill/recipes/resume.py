@@ -42,6 +42,8 @@ FREE = {
     "task_name",
     "allow_weak_teacher",
     "batch_size",
+    "max_skipped_steps",
+    "verify_records",
 }
 
 
