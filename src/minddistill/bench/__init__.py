@@ -1,1 +1,0 @@
-"""What measures models, draws figures and writes reports."""
