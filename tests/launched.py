@@ -38,7 +38,7 @@ def start(script: str, *words: object, where: Path, **environment: str) -> subpr
     return subprocess.Popen(line, cwd=where, env=os.environ | variables, stdout=pipe, stderr=pipe, text=True)
 
 
-def ended(process: subprocess.Popen, seconds: float = 300) -> subprocess.CompletedProcess:
+def ended(process: subprocess.Popen, seconds: float = 600) -> subprocess.CompletedProcess:
     """What became of a script."""
     try:
         out, errors = process.communicate(timeout=seconds)

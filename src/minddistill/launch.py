@@ -60,9 +60,9 @@ class Launcher:
         if not self.over.done():
             self.finish(1, f"msrun ended with exit code {ended.result()}; {log} says why")
         code, reason = self.over.result()
-        if reason:
-            print(reason, flush=True)
         await _gone(msrun, ended, _GRACE if code else None)
+        if reason:  # the last line, behind what msrun still had to print
+            print(reason, flush=True)
         return code
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
