@@ -10,7 +10,7 @@ import pytest
 from launched import ended, free_port, launch, logged, rank_of, same, start, wait_for
 from small import command
 
-EPOCHS = 20  # of 8 steps
+EPOCHS = 10  # of 8 steps
 FLAGS = ["--student", "test-2l-32", "--learning_rate", "5e-3", "--log_interval", "1", "--buckets", "off"]
 FLAGS += ["--save_checkpoint_step", "5"]
 ALONE = [*FLAGS, "--batch_size", "32", "--epoch_size", EPOCHS]
