@@ -133,7 +133,7 @@ def shown(script, *words, where, **environment):
     return first, command[:watch], command[watch + 1 : program], command[program + 1 :]
 
 
-WATCH = ["-m", "minddistill.launch", "--address=127.0.0.1:8119", "--node=0", "--wait=120", "--silence=20"]
+WATCH = ["-m", "minddistill.launch", "--address=127.0.0.1:8119", "--node=0", "--wait=120", "--silence=30"]
 MSRUN = ["-m", "mindspore.parallel.cluster.run", "--worker_num=8", "--local_worker_num=8", "--master_addr=127.0.0.1"]
 MSRUN += ["--master_port=8118", "--cluster_time_out=120", "--join=True", "--tail_worker_log=0"]
 PLACE = {"MASTER_PORT": "8118", "OMP_NUM_THREADS": ""}
@@ -187,10 +187,10 @@ def test_the_documented_commands_for_ascend_in_a_dry_run(tmp_path):
 
 
 def test_a_dry_run_on_several_nodes(tmp_path):
-    several = {"WORKER_NUM": "16", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "LOST_TIMEOUT": "40"}
+    several = {"WORKER_NUM": "16", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "LOST_TIMEOUT": "25"}
     words = [8, 1, "/path/data/", "/path/schema.json", "/path/teacher.ckpt"]
     _, watch, msrun, run = shown("run_distributed_gd_gpu.sh", *words, where=tmp_path, **PLACE, **several)
-    assert {"--address=10.0.0.1:8119", "--node=1", "--silence=40"} < set(watch)
+    assert {"--address=10.0.0.1:8119", "--node=1", "--silence=25"} < set(watch)
     assert {"--worker_num=16", "--local_worker_num=8", "--node_rank=1", "--master_addr=10.0.0.1"} < set(msrun)
     assert "--device_num=16" in run
 
