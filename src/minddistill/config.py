@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -48,7 +48,7 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
                 section.add_argument(item.name, nargs="*", type=str, default=[], help=item.metadata["help"])
                 continue
             names = [f"--{name}" for name in (item.name, *item.metadata.get("aliases", ()))]
-            section.add_argument(*names, type=hints[item.name], default=item.default, help=item.metadata["help"])
+            section.add_argument(*names, **_kind(hints[item.name], item.default), help=item.metadata["help"])
     words = list(sys.argv[1:] if argv is None else argv)
     for file in config_files(words):
         read_yaml(file)  # the parser's own messages do not name it
@@ -83,6 +83,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, (dict, type(None))):
         raise UserError(f"--config {path}: holds {type(values).__name__}; expected YAML of flags, a key each")
     return values or {}
+
+
+def _kind(hint: Any, default: Any) -> dict[str, Any]:
+    """How a field of this type is read: `tuple[X, ...]` as one or more words."""
+    if get_origin(hint) is tuple:
+        return {"type": get_args(hint)[0], "nargs": "+", "default": list(default)}
+    return {"type": hint, "default": default}
 
 
 def _explain(message: str) -> str:

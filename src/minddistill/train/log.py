@@ -16,6 +16,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
+from ..errors import UserError
 from ..files import append_line, telling_full_disk, write_text
 from .checkpoint import TrainState
 
@@ -142,8 +143,7 @@ class RunLog:
         path = self.directory / "metrics.jsonl" if self.directory else None
         if path is None or not path.is_file():
             return
-        rows = [_parsed(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-        kept = [row for row in rows if row and not (row["stage"] == stage and row["step"] > step)]
+        kept = [row for row in _rows(path) if not (row["stage"] == stage and row["step"] > step)]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     @property
@@ -151,11 +151,27 @@ class RunLog:
         return self.directory / "tensorboard"
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut short by a kill
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`; a line that a killed process tore is left out.
+
+    Raises:
+        UserError: there is no such file, or it has no rows.
+    """
+    path = directory / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{directory}: no metrics.jsonl in it; expected a run directory")
+    rows = list(_rows(path))
+    if not rows:
+        raise UserError(f"{path}: holds no rows yet; a run logs every --log_interval steps")
+    return rows
 
 
 def _rate(state: TrainState) -> float:
