@@ -5,7 +5,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "minddistill"
 FLOOR = {"config", "errors", "files", "launch", "link", "native", "params", "runtime"}
-PACKAGES = {"data", "distill", "evaluation", "export", "models", "train"}
+PACKAGES = {"bench", "data", "distill", "evaluation", "export", "models", "train"}
 # A model runs as it was described, with its tokenizer, and its logits become scores as in evaluation.
 READS = {"export": {"models", "data", "evaluation"}}
 
@@ -56,6 +56,7 @@ def test_every_command_has_a_recipe():
         "__init__",
         "checks",
         "common",
+        "comparison",
         "flags",
         "resume",
         "stage",

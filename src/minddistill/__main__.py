@@ -29,6 +29,9 @@ COMMANDS = {
     "export": ("export", "a trained model to ONNX or MindIR"),
     "quantize": ("quantize", "a trained or exported model to int8 ONNX"),
     "predict": ("predict", "labels and scores of texts"),
+    "benchmark": ("benchmark", "models side by side: quality, size, latency, throughput, memory"),
+    "report": ("report", "a run's report.html, written anew"),
+    "plot": ("plot", "figures: curves of a run, weights, sparsity, attention of models"),
 }
 
 

@@ -8,7 +8,7 @@ from .. import runtime
 from ..config import dump, parse
 from ..errors import UserError
 from ..models import store
-from . import common, teacher_cache
+from . import teacher_cache
 from .flags import RunFlags, StepFlags, StudentFlags
 from .stage import open_run
 from .task_distill import GROUPS, Config, Learning, prepare
@@ -35,9 +35,7 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
             dump(directory / "config.yaml", [config, learning, student, run_flags, step_flags])
         job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
         teacher = job.build(job.teacher, job.teacher.config)
-        if job.dev is not None:
-            shapes = common.eval_buckets(job.buckets, job.dev)
-            common.check_teacher(teacher, job.dev, shapes, learning.allow_weak_teacher, log.line)
+        job.check(teacher)
         pairs = None
         if config.td_phase1_epoch_size:
             wanted = student.config(job.teacher.config)

@@ -18,7 +18,9 @@ from ..distill.layer_map import LayerMap, layer_map
 from ..distill.objectives import FitDense, check_heads
 from ..errors import UserError
 from ..evaluation import metrics
-from ..evaluation.evaluate import predict
+from ..evaluation.evaluate import predict, write_predictions
+from ..export.arrays import read_arrays
+from ..export.session import ONNX_FILE
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel, predict_function
@@ -119,18 +121,10 @@ def align_labels(weights: store.Weights, labels: Sequence[str], say: Callable[[s
     have = weights.config.labels
     if not labels or tuple(labels) == have:
         return weights
-    unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(have))
-    if unnamed and len(have) == len(labels):
+    order = label_order(have, labels, str(weights.source))
+    if order is None:
         say(f"The teacher {weights.source} does not name its labels; taken to be {', '.join(labels)} in this order")
         return store.Weights(weights.config.with_(labels=tuple(labels)), weights.values, weights.source, weights.fit)
-    low = [name.lower() for name in have]
-    wanted = [name.lower() for name in labels]
-    if sorted(low) != sorted(wanted):
-        raise UserError(
-            f"{weights.source}: trained on the labels {', '.join(have) or '(none: it has no classifier)'}; the records "
-            f"have {', '.join(labels)}; fine-tune a teacher on this task first (minddistill finetune)"
-        )
-    order = [low.index(name) for name in wanted]
     values = dict(weights.values)
     for name in ("classifier.weight", "classifier.bias"):
         values[name] = values[name][order]
@@ -151,6 +145,24 @@ def matched_layers(spec: str, student: ModelConfig, teacher: ModelConfig, log: R
         check_heads(pairs, student.num_attention_heads, teacher.num_attention_heads)
         found(f"{student.num_attention_heads}, as the teacher has")
     return pairs
+
+
+def label_order(have: Sequence[str], labels: Sequence[str], source: str) -> list[int] | None:
+    """Where each of the data's labels is among a model's outputs; None where the model does not name its own.
+
+    Raises:
+        UserError: the model was not trained on these labels; names it by `source`.
+    """
+    if len(have) == len(labels) and all(name == f"LABEL_{index}" for index, name in enumerate(have)):
+        return None
+    low = [name.lower() for name in have]
+    wanted = [name.lower() for name in labels]
+    if sorted(low) != sorted(wanted):
+        raise UserError(
+            f"{source}: trained on the labels {', '.join(have) or '(none: it has no classifier)'}; the records "
+            f"have {', '.join(labels)}; fine-tune a teacher on this task first (minddistill finetune)"
+        )
+    return [low.index(name) for name in wanted]
 
 
 def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
@@ -227,19 +239,32 @@ class Evaluator:
     def __init__(self, model: TextModel, rows: Rows, buckets: list[int] | None = None):
         self.loader = Loader(rows, EVAL_BATCH, buckets=buckets, shuffle=False)
         self.forward = predict_function(model)
-        self.regression = model.config.regression
+        self.config = model.config
+        self.found: np.ndarray | None = None
+        """Logits (N, C) of the latest measurement."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """True labels (N,), where the rows have them."""
+        return self.loader.rows.label if self.loader.rows.meta.get("labelled", True) else None
 
     def logits(self) -> np.ndarray:
         """Logits (N, C) of all rows, in their order."""
-        return predict(self.forward, self.loader)
+        self.found = predict(self.forward, self.loader)
+        return self.found
 
     def metrics(self, logits: np.ndarray | None = None) -> dict[str, float]:
         """The task's metrics, the main one first; none where the rows have no labels."""
-        rows = self.loader.rows
-        if rows.label is None or not rows.meta.get("labelled", True):
+        if self.labels is None:
             return {}
         found = self.logits() if logits is None else logits
-        return metrics.compute(rows.meta.get("metrics", ["accuracy"]), rows.label, found, self.regression)
+        names = self.loader.rows.meta.get("metrics", ["accuracy"])
+        return metrics.compute(names, self.labels, found, self.config.regression)
+
+    def write(self, path: Path) -> None:
+        """Write the predictions of the latest measurement."""
+        assert self.found is not None
+        write_predictions(path, self.found, self.labels, self.config.labels, self.config.regression)
 
 
 def eval_buckets(train: list[int], rows: Rows) -> list[int]:
@@ -251,17 +276,16 @@ def eval_buckets(train: list[int], rows: Rows) -> list[int]:
 
 def check_teacher(
     model: TextModel, rows: Rows, buckets: list[int], allow_weak: bool, say: Callable[[str], None]
-) -> float:
-    """Measure a teacher before anything is learnt from it. Returns its main metric.
+) -> Evaluator:
+    """Measure a teacher before anything is learnt from it. Returns what measured it.
 
     Raises:
         UserError: it does not beat the majority class (or, in a regression task, explains nothing).
     """
     evaluator = Evaluator(model, rows, buckets)
     logits = evaluator.logits()
-    found = evaluator.metrics(logits)
     if model.config.regression:
-        name, value, floor = "pearson", found["pearson"], 0.1
+        name, value, floor = "pearson", evaluator.metrics(logits)["pearson"], 0.1
     else:
         assert rows.label is not None
         floor = float(np.bincount(rows.label).max() / len(rows))
@@ -272,4 +296,27 @@ def check_teacher(
             f"the teacher's {name} on {rows.directory} is {value:.4f}, not above {floor:.4f} of the majority class; it "
             "was not trained on this task or its labels are mixed up; --allow_weak_teacher true goes on all the same"
         )
-    return next(iter(found.values()))
+    return evaluator
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The parts of paths that tell them apart: `teacher` and `student` for `runs/teacher/best` and `runs/student/best`.
+
+    Raises:
+        UserError: a path is given twice.
+    """
+    parts = [Path(path).parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise UserError(f"--models {' '.join(paths)}: one of them twice; give each model once")
+    depth, end = 1, 0
+    while len({part[-depth:] for part in parts}) < len(parts):
+        end = depth if len({part[-depth:] for part in parts}) == 1 else end
+        depth += 1
+    return ["/".join(part[-depth : len(part) - end]) for part in parts]
+
+
+def arrays(path: Path) -> Mapping[str, np.ndarray]:
+    """The weights of a model directory, MindSpore's or ONNX, by path; without a masked-LM head."""
+    graph = path / ONNX_FILE
+    values = read_arrays(graph) if graph.is_file() else store.read_weights(path).values
+    return {name: value for name, value in values.items() if not name.startswith("mlm.")}

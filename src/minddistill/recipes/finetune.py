@@ -15,7 +15,7 @@ from ..distill.objectives import Labels
 from ..errors import UserError
 from ..models import store
 from ..train.log import RunLog
-from . import common
+from . import common, report
 from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
 from .stage import Stage, Work, open_run, run_stage
@@ -50,7 +50,9 @@ def run(config: Config, optim: OptimFlags, run_flags: RunFlags, step_flags: Step
     place = runtime.start(config.device_target, config.device_id)
     directory, log = open_run(run_flags, place)
     try:
-        return run_stage(prepare(config, optim, run_flags, step_flags, place, directory, log))
+        result = run_stage(prepare(config, optim, run_flags, step_flags, place, directory, log))
+        report.at_end(directory, log)
+        return result
     finally:
         log.close()
 
@@ -117,7 +119,12 @@ def prepare(
             **runtime.precision(step_flags.compute_type, step_flags.dtype, place.device),
         )
 
+        loader = Loader(train, step_flags.batch_size, buckets=buckets, seed=run_flags.seed)
+        evaluator = None if dev is None else common.Evaluator(model, dev, common.eval_buckets(buckets, dev))
+
         def save(name: str, found: Mapping[str, float]) -> Path:
+            if name == "best" and evaluator is not None:
+                evaluator.write(directory / report.BEST_PREDICTIONS)
             return store.save(
                 directory / name,
                 model,
@@ -128,9 +135,7 @@ def prepare(
                 metrics=found,
             )
 
-        loader = Loader(train, step_flags.batch_size, buckets=buckets, seed=run_flags.seed)
-        evaluate = common.Evaluator(model, dev, common.eval_buckets(buckets, dev)).metrics if dev is not None else None
-        return Work(Distiller(model, None, Labels(regression)), loader, save, evaluate)
+        return Work(Distiller(model, None, Labels(regression)), loader, save, evaluator and evaluator.metrics)
 
     return Stage(
         name="finetune",

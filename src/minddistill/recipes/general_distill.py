@@ -14,7 +14,7 @@ from ..distill.distiller import Distiller
 from ..distill.objectives import Intermediate
 from ..errors import UserError
 from ..models import store
-from . import common
+from . import common, report
 from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
 from .stage import Stage, Work, open_run, run_stage
@@ -67,7 +67,10 @@ def run(
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
     directory, log = open_run(run_flags, place)
     try:
-        return run_stage(prepare(config, learning, student_flags, run_flags, step_flags, place, directory, log))[0]
+        result = run_stage(prepare(config, learning, student_flags, run_flags, step_flags, place, directory, log))[0]
+        if not place.rank:
+            report.at_end(directory, log)
+        return result
     finally:
         log.close()
 

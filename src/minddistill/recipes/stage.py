@@ -201,7 +201,8 @@ def _train(
         f"result in {result}"
     )
     if leads:
-        write_json(stage.directory / DONE, {"identity": identity, "result": name, "metrics": found})
+        record = {"identity": identity, "result": name, "metrics": found, "steps": state.step, "seconds": seconds}
+        write_json(stage.directory / DONE, record)
     stage.runtime.all()  # what was saved is there for every process
     return result, found
 

@@ -22,7 +22,7 @@ from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel
 from ..train.optim import OptimConfig
-from . import common, evaluate, teacher_cache
+from . import common, evaluate, report, teacher_cache
 from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
 from .stage import Stage, Work, open_run, run_stage
@@ -112,6 +112,15 @@ class Job:
         """What the student's head has from its teacher."""
         taken = ("labels", "regression", "relu_before_classifier")
         return {name: getattr(self.teacher.config, name) for name in taken} | {"pooler": True}
+
+    def check(self, teacher: TextModel | None) -> None:
+        """Measure the teacher, where it and dev records are here, and keep its predictions for the report."""
+        if self.dev is None or teacher is None:
+            return
+        shapes = common.eval_buckets(self.buckets, self.dev)
+        found = common.check_teacher(teacher, self.dev, shapes, self.learning.allow_weak_teacher, self.log.line)
+        if not self.place.rank:
+            found.write(self.directory / report.TEACHER_PREDICTIONS)
 
     @property
     def content(self) -> dict[str, dict[str, str]]:
@@ -254,8 +263,10 @@ def run(
         result = run_stage(phase_two(job, first))
         if learning.teacher_cache == "auto" and not place.rank:
             shutil.rmtree(job.caches, ignore_errors=True)  # it may be large, and this run does not need it again
-        if not place.rank and config.do_eval and "," in config.eval_data_dir:
-            _evaluate(config, learning, run_flags, str(result[0]), str(directory / "evaluation"))
+        if not place.rank:
+            if config.do_eval and "," in config.eval_data_dir:
+                _evaluate(config, learning, run_flags, str(result[0]), str(directory / "evaluation"))
+            report.at_end(directory, log)
         return result
     finally:
         log.close()
@@ -356,9 +367,7 @@ def phase_one(job: Job) -> Stage:
         student = _first_student(job, weights, wanted)
         job.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
         teacher = job.built_teacher()
-        if job.dev is not None and teacher is not None:
-            shapes = common.eval_buckets(job.buckets, job.dev)
-            common.check_teacher(teacher, job.dev, shapes, job.learning.allow_weak_teacher, job.log.line)
+        job.check(teacher)
         source, columns = job.taught(pairs, teacher)
         kept = pairs.kept() if columns else pairs
 
@@ -402,16 +411,19 @@ def phase_two(job: Job, first: Path) -> Stage:
 
     def build() -> Work:
         student = job.build(weights, wanted, ("classifier.",))
+        evaluator = None if dev is None else common.Evaluator(student, dev, common.eval_buckets(job.buckets, dev))
 
         def save(name: str, found: Mapping[str, float]) -> Path:
+            if name == "best" and evaluator is not None:
+                evaluator.write(job.directory / report.BEST_PREDICTIONS)
             return _save(job, student, job.directory / name, "phase 2", str(first), found, weights.fit)
 
-        source, columns = job.taught(None, job.built_teacher())
+        teacher = job.built_teacher()
+        if job.config.load_td1_ckpt_path:  # phase 1, which checks the teacher, was left out
+            job.check(teacher)
+        source, columns = job.taught(None, teacher)
         objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.regression)
-        evaluate = None
-        if dev is not None:
-            evaluate = common.Evaluator(student, dev, common.eval_buckets(job.buckets, dev)).metrics
-        return Work(Distiller(student, source, objective), job.loader(columns), save, evaluate)
+        return Work(Distiller(student, source, objective), job.loader(columns), save, evaluator and evaluator.metrics)
 
     return Stage(
         name="phase2",
