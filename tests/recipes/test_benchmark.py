@@ -45,6 +45,7 @@ def test_a_typical_sentence_is_of_median_length(data):
     rows = read_rows(data / "dev")
     one, eight = typical(rows, 1), typical(rows, 8)
     assert one.keys() == set(INPUTS) and one["input_ids"].shape == (1, int(np.median(rows.length)))
+    assert typical(rows, 1, 99)["input_ids"].shape == (1, rows.length.max())
     assert eight["input_mask"].shape[0] == 8 and (eight["input_ids"][0] == one["input_ids"][0]).all()
 
 

@@ -46,6 +46,7 @@ class Config:
     current: str = flag("", "model that is circled in the plot; the last one by default")
     threads: int = flag(1, "threads of every model, pinned to as many cores")
     runs: int = flag(200, "timed predictions of one sentence by each model; at least 100")
+    length: int = flag(0, "tokens of the timed sentence, or of the row nearest to it; 0 takes the median of the rows")
     warm_up: int = flag(20, "predictions before the first timed one")
     batch_sizes: tuple[int, ...] = flag((1, 8, 32), "batch sizes of the throughput")
 
@@ -102,7 +103,7 @@ def run(config: Config) -> list[Result]:
     setting = {
         "data_dir": config.data_dir,
         "rows": len(rows),
-        "tokens": typical(rows, 1)["input_ids"].shape[1],
+        "tokens": typical(rows, 1, config.length)["input_ids"].shape[1],
         "threads": config.threads,
         "cores": measure.pinned_cores(config.threads),
         "runs": config.runs,
@@ -120,8 +121,12 @@ def _measured(
     """All figures of all models, in the order given."""
     quality = {name: _metrics(subject, facts, rows) for name, (subject, facts) in opened.items()}
     taken = [subject for subject, _ in opened.values()]
-    seconds = measure.alternate(taken, typical(rows, 1), config.runs, warm_up=config.warm_up)
-    speed = _throughput(taken, rows, config.batch_sizes)
+    seconds = measure.alternate(taken, typical(rows, 1, config.length), config.runs, warm_up=config.warm_up)
+    speed = {name: {} for name in opened}
+    for size in config.batch_sizes:
+        batch = typical(rows, size, config.length)
+        for name, values in measure.alternate(taken, batch, _THROUGHPUT_RUNS, warm_up=3, rounds=5).items():
+            speed[name][size] = float(size / np.median(values))
     return [
         Result(
             model=name,
@@ -179,23 +184,13 @@ def _metrics(subject: measure.Subject, facts: Facts, rows: Rows) -> dict[str, fl
     return metrics.compute(rows.meta.get("metrics", ["accuracy"]), rows.label, logits, regression)
 
 
-def typical(rows: Rows, size: int) -> dict[str, np.ndarray]:
-    """A batch of the rows whose length is nearest to the median, padded to the longest of them."""
-    nearest = np.argsort(np.abs(rows.length - np.median(rows.length)), kind="stable")
+def typical(rows: Rows, size: int, length: int = 0) -> dict[str, np.ndarray]:
+    """A batch of the rows whose length is nearest to `length` (0: the median), padded to the longest of them."""
+    nearest = np.argsort(np.abs(rows.length - (length or np.median(rows.length))), kind="stable")
     chosen = np.resize(nearest[:size], size)
     planned = PlannedBatch(chosen, int(rows.length[chosen].max()), size)
     batch = Loader(rows, size, shuffle=False).batch(planned)
     return {name: batch[name] for name in measure.INPUTS}
-
-
-def _throughput(taken: list[measure.Subject], rows: Rows, sizes: tuple[int, ...]) -> dict[str, dict[int, float]]:
-    """Sentences a second by batch size, by the model's name."""
-    found: dict[str, dict[int, float]] = {subject.name: {} for subject in taken}
-    for size in sizes:
-        seconds = measure.alternate(taken, typical(rows, size), _THROUGHPUT_RUNS, warm_up=3, rounds=5)
-        for name, values in seconds.items():
-            found[name][size] = float(size / np.median(values))
-    return found
 
 
 def _megabytes(path: Path) -> float:
