@@ -57,7 +57,7 @@ def test_wrong_requests_end_in_one_line(teacher, data, tmp_path, capsys):
         ([*whole, "--current", "other"], "--current other: not among --models"),
         ([*whole, "--batch_sizes", 0, 8], "--batch_sizes 0 8: expected positive"),
         ([*whole, "--threads", 0], "--threads 0: this process may use"),
-        ([*whole[2:], "--models", tmp_path / "absent"], "absent: no such file"),
+        ([*whole[2:], "--models", tmp_path / "absent"], "absent: no such file or directory"),
     ):
         assert command("benchmark", *flags) == 2
         lines = capsys.readouterr().err.strip().splitlines()

@@ -222,7 +222,9 @@ def weight_histograms(
     """
     paths, columns = list(before), 6
     lines = -(-len(paths) // columns)
-    figure = Figure((2.0 * columns, 1.55 * lines + 0.4))
+    height = 1.55 * lines + 0.7
+    figure = Figure((2.0 * columns, height), layout="none")  # a grid needs no solver, which is slow with many panels
+    figure.subplots_adjust(0.04, 0.35 / height, 0.99, 1 - 0.7 / height, 0.35, 0.5)
     for place, path in enumerate(paths):
         axes = figure.add_subplot(lines, columns, place + 1)
         values = [np.ravel(before[path]), np.ravel(after[path])]
@@ -230,10 +232,11 @@ def weight_histograms(
         axes.hist(values[0], edges, color=_COLORS[0], alpha=0.45, label=names[0])
         axes.hist(values[1], edges, color=_COLORS[1], histtype="step", linewidth=0.9, label=names[1])
         axes.set_yscale("log")
+        axes.minorticks_off()
         axes.set_title(_short(path), fontsize=7)
         axes.tick_params(labelsize=6)
         axes.xaxis.set_major_locator(MaxNLocator(3))
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper center", ncols=2)
     return figure
 
 

@@ -146,6 +146,9 @@ def _measured(
 def _check(config: Config) -> None:
     if not config.models:
         raise UserError("--models is empty; expected the model directories to compare")
+    for model in config.models:
+        if not model_path(model).exists():
+            raise UserError(f"--models {model}: no such file or directory; expected a model directory")
     if not config.data_dir:
         raise UserError("--data_dir is empty; expected a labelled record directory")
     if config.current and config.current not in config.models:
