@@ -8,7 +8,7 @@ from .. import runtime
 from ..config import dump, parse
 from ..errors import UserError
 from ..models import store
-from . import teacher_cache
+from . import common, teacher_cache
 from .flags import RunFlags, StepFlags, StudentFlags
 from .stage import open_run
 from .task_distill import GROUPS, Config, Learning, prepare
