@@ -24,7 +24,7 @@ def launch(script, *words, where, **environment):
     where.mkdir(parents=True, exist_ok=True)
     variables = {"FOREGROUND": "1", "PYTHON": sys.executable, "MASTER_PORT": str(free_port())} | environment
     words = ["bash", str(SCRIPTS / script), *map(str, words)]
-    return subprocess.run(words, cwd=where, env=os.environ | variables, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, cwd=where, env=os.environ | variables, capture_output=True, text=True, timeout=900)
 
 
 def same(left, right, bound=1e-5):
