@@ -37,7 +37,7 @@ class Config:
     models: tuple[str, ...] = flag((), "model directories, MindSpore's or ONNX")
     text: str = flag("", "sentence whose attention is drawn")
     layer_map: str = flag("uniform", "teacher layers that attention maps are compared with, as in task-distill")
-    head: int = flag(-1, "attention head; -1 for the mean of all")
+    head: int = flag(0, "attention head, counted from 1; 0 for the mean of all")
     output_dir: str = flag("plots", "where the figures go")
 
 
@@ -110,24 +110,24 @@ def _attention(config: Config) -> dict[str, Figure]:
         _maps(weights, chosen, batch, config.head)
         for weights, chosen in ((teacher, layers), (student, range(depths[0])))
     )
-    title = "mean of all heads" if config.head < 0 else f"head {config.head}"
+    title = "mean of all heads" if not config.head else f"head {config.head}"
     return {"Attention": plots.attention_maps(encoding.tokens, taught, learnt, layers, title)}
 
 
 def _maps(
     weights: store.Weights, layers: Sequence[int], batch: Mapping[str, np.ndarray], head: int
 ) -> list[np.ndarray]:
-    """Attention weights (S, S) of a batch of one sentence, of one head or the mean of all."""
+    """Attention weights (S, S) of a batch of one sentence, of one head (from 1) or the mean of all (0)."""
     heads, longest = weights.config.num_attention_heads, weights.config.max_length
-    if head >= heads:
-        raise UserError(f"--head {head}: {weights.source} has heads 0 to {heads - 1}")
+    if head > heads:
+        raise UserError(f"--head {head}: {weights.source} has heads 1 to {heads}")
     if batch["input_ids"].shape[1] > longest:
         raise UserError(f"--text: {batch['input_ids'].shape[1]} tokens; {weights.source} reads at most {longest}")
     scores = outputs_function(store.build(weights), [], layers, False)(batch)
     found = [
         softmax(value[0].astype(np.float32).reshape(-1, value.shape[-1])).reshape(value.shape[1:]) for value in scores
     ]
-    return [value.mean(0) if head < 0 else value[head] for value in found]
+    return [value[head - 1] if head else value.mean(0) for value in found]
 
 
 _KINDS: dict[str, Callable[[Config], dict[str, Figure]]] = {

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ..bench.environment import environment
 from ..bench.plots import curves
 from ..bench.report import Column, Section, Table, write_report
-from ..config import flag, parse
+from ..config import flag, parse, read_yaml
 from ..data.records import Rows, read_rows
 from ..errors import UserError
 from ..evaluation import metrics
@@ -60,7 +59,7 @@ def write(directory: Path) -> Path:
     Raises:
         UserError: it has no `config.yaml` or `metrics.jsonl`, or a file in it is damaged.
     """
-    flags, rows = _flags(directory), read_metrics(directory)
+    flags, rows = read_yaml(directory / "config.yaml"), read_metrics(directory)
     found = next((directory / name for name in ("best", "last") if (directory / name).is_dir()), None)
     made = read_json(found / "minddistill.json", "where a model comes from") if found else {}
     models, compared = _results(directory, flags, found, made["parents"].get("teacher", "")) if found else ([], [])
@@ -82,16 +81,6 @@ def write(directory: Path) -> Path:
     if losses and not any(model.metrics for model in models):
         tiles.insert(0, ("Loss", f"{losses[-1]:.4g}", f"from {losses[0]:.4g}"))
     return write_report(directory / NAME, title, str(directory), tiles, sections)
-
-
-def _flags(directory: Path) -> dict[str, Any]:
-    path = directory / "config.yaml"
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{directory}: no config.yaml in it; expected a run directory") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def _facts(made: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
