@@ -40,7 +40,7 @@ start_workers() {
   shift
   worker_num="${WORKER_NUM:-$device_num}"
   local launch=("$PYTHON" -m minddistill.launch "--address=$master:$((port + 1))" "--node=${NODE_RANK:-0}"
-    "--wait=${CLUSTER_TIMEOUT:-120}" "--silence=${LOST_TIMEOUT:-40}" "--log=$PWD/msrun_log/msrun.log" --
+    "--wait=${CLUSTER_TIMEOUT:-120}" "--silence=${LOST_TIMEOUT:-30}" "--log=$PWD/msrun_log/msrun.log" --
     "$PYTHON" -m mindspore.parallel.cluster.run "--worker_num=$worker_num"
     "--local_worker_num=$device_num" "--master_addr=$master" "--master_port=$port"
     "--cluster_time_out=${CLUSTER_TIMEOUT:-120}" --join=True --tail_worker_log=0 "--log_dir=$PWD/msrun_log")

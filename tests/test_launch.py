@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from launched import ended, free_port, wait_for
@@ -73,6 +74,20 @@ def test_a_signal_at_any_node_lets_the_first_rank_save(launcher):
     for each in (process, other):
         done = ended(each, 20)
         assert done.returncode == 130 and done.stdout.startswith("stopped; the same command goes on")
+
+
+def test_a_launcher_that_was_suspended_goes_on(launcher):
+    process, port = launcher(8)
+    heard = []
+    lively = rank(port, 0, heard)
+    lively.watch()
+    time.sleep(1.5)  # it has beaten
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4.5)  # longer than the silence that makes a rank lost
+    process.send_signal(signal.SIGCONT)
+    time.sleep(1)
+    lively.end(0)
+    assert (ended(process, 20).returncode, heard) == (0, [])
 
 
 def test_a_stranger_at_the_port_is_no_rank(launcher):

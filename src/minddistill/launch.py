@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ class Launcher:
     def __init__(self, address: str, node: int, wait: float, silence: float):
         self.address, self.node, self.wait, self.silence = address, node, wait, silence
         self.links: dict[str, asyncio.StreamWriter] = {}
+        self.quiet: dict[str, float] = {}  # seconds since the last beat
         self.ended: set[str] = set()
         self.stopping = False
         self.over: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
@@ -43,6 +45,8 @@ class Launcher:
         """
         loop = asyncio.get_running_loop()
         await self._open(loop)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.stop)
         log.parent.mkdir(parents=True, exist_ok=True)
         told = {LAUNCHER: self.address, SILENCE: str(self.silence)}
         with open(log, "wb") as errors:
@@ -50,8 +54,6 @@ class Launcher:
             msrun = await asyncio.create_subprocess_exec(
                 *command, stderr=errors, start_new_session=True, env=os.environ | told
             )
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.stop)
         ended = asyncio.create_task(msrun.wait())
         await asyncio.wait({ended, self.over}, return_when=asyncio.FIRST_COMPLETED)
         if not self.over.done() and ended.result() == 0:
@@ -89,29 +91,29 @@ class Launcher:
         if not re.fullmatch(r"(rank|node) \d+", name):  # a stranger at the port
             return writer.close()
         self.links[name] = writer
-        beats = asyncio.create_task(self._beat(writer))
-        limit = None  # a process that joins the group cannot beat yet
-        try:
-            while line := await asyncio.wait_for(_line(reader), limit):
-                word, _, text = line.decode().strip().partition(" ")
-                if word == "beat":
-                    limit = self.silence
-                elif word == "stop":
-                    self.stop()
-                elif word == "end":
-                    self.ended.add(name)
-                    self._ended(name, int(text))
-            self._lost(name, "its process ended")
-        except asyncio.TimeoutError:
-            self._lost(name, f"nothing was heard of it for {self.silence:g} s")
-        finally:
-            beats.cancel()
-            writer.close()
+        watch = asyncio.create_task(self._watch(name, writer))
+        while line := await _line(reader):
+            word, _, text = line.decode().strip().partition(" ")
+            if word == "beat":
+                self.quiet[name] = 0.0
+            elif word == "stop":
+                self.stop()
+            elif word == "end":
+                self.ended.add(name)
+                self._ended(name, int(text))
+        self._lost(name, "its process ended")
+        watch.cancel()
+        writer.close()
 
-    async def _beat(self, writer: asyncio.StreamWriter) -> None:
+    async def _watch(self, name: str, writer: asyncio.StreamWriter) -> None:
+        """Beat, and see that the other side does; not before its first time: a process that joins the group cannot."""
         while not writer.is_closing():
             writer.write(b"beat\n")
             await asyncio.sleep(BEAT)
+            # Counted, not by the clock: a run that was suspended as a whole goes on.
+            self.quiet[name] = self.quiet.get(name, -math.inf) + BEAT
+            if self.quiet[name] > self.silence:
+                self._lost(name, f"nothing was heard of it for {self.silence:g} s")
 
     def _ended(self, name: str, code: int) -> None:
         if code == 130 or (code and self.stopping):
@@ -184,7 +186,7 @@ def main() -> None:
     parser.add_argument("--address", required=True, help="host:port at which the first node's launcher listens")
     parser.add_argument("--node", type=int, default=0, help="number of this node")
     parser.add_argument("--wait", type=float, default=120, help="seconds until a node gives up that does not reach it")
-    parser.add_argument("--silence", type=float, default=40, help="seconds without a beat until a rank is lost")
+    parser.add_argument("--silence", type=float, default=30, help="seconds without a beat until a rank is lost")
     parser.add_argument("--log", type=Path, required=True, help="file for msrun's own messages")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="msrun and its arguments")
     flags = parser.parse_args()

@@ -67,18 +67,17 @@ class Link:
         self.send(f"end {code}")
 
     def _watch(self) -> None:
-        heard, rest = time.monotonic(), b""
+        quiet, rest = 0.0, b""  # counted, not by the clock: a run that was suspended as a whole goes on
         while True:
             readable, _, _ = select.select([self._socket], [], [], BEAT)
             self.send("beat")
-            data = b""
+            data, quiet = b"", 0.0 if readable else quiet + BEAT
             if readable:
                 with contextlib.suppress(OSError):
                     data = self._socket.recv(4096)
-                heard = time.monotonic()
             if self._ended:
                 return
-            if (readable and not data) or time.monotonic() - heard > self.silence:
+            if (readable and not data) or quiet > self.silence:
                 return self.leave(1, f"the launcher at {self.address} was lost")
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:

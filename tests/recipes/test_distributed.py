@@ -133,7 +133,7 @@ def shown(script, *words, where, **environment):
     return first, command[:watch], command[watch + 1 : program], command[program + 1 :]
 
 
-WATCH = ["-m", "minddistill.launch", "--address=127.0.0.1:8119", "--node=0", "--wait=120", "--silence=40"]
+WATCH = ["-m", "minddistill.launch", "--address=127.0.0.1:8119", "--node=0", "--wait=120", "--silence=30"]
 MSRUN = ["-m", "mindspore.parallel.cluster.run", "--worker_num=8", "--local_worker_num=8", "--master_addr=127.0.0.1"]
 MSRUN += ["--master_port=8118", "--cluster_time_out=120", "--join=True", "--tail_worker_log=0"]
 PLACE = {"MASTER_PORT": "8118", "OMP_NUM_THREADS": ""}
