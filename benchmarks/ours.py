@@ -28,7 +28,7 @@ def stage_of(which: str, argv: list[str]) -> Stage:
     kinds = [recipe.Config, recipe.Learning, recipe.StudentFlags, recipe.RunFlags, recipe.StepFlags]
     groups = parse("bench", "", kinds, argv)
     place = runtime.start("CPU")
-    directory, log = open_run(groups[3], groups, place)
+    directory, log = open_run(groups[3], place)
     if which == "general":
         return general_distill.prepare(*groups, place, directory, log)
     job = task_distill.prepare(*groups, place, directory, log)
@@ -42,7 +42,8 @@ def main() -> None:
     stage = stage_of(which, argv)
     ready = time.time() - float(os.environ["BENCH_BEGAN"])
     at = time.perf_counter()
-    cell, train = stage.build()
+    work = stage.build()
+    cell, train = work.cell, work.batches
     caching = time.perf_counter() - at
     total = len(train) * stage.epochs
     _, _, step = stage.step_of(cell, total)
@@ -65,7 +66,7 @@ def main() -> None:
         if sum(map(len, times.values())) >= sample and all(times[each] for each in set(lengths)):
             break
     at = time.perf_counter()
-    stage.save("last", {})
+    work.save("last", {})
     saving = time.perf_counter() - at
     epoch = sum(float(np.mean(times[length])) for length in lengths)
     found = {

@@ -26,7 +26,8 @@ def main() -> None:
     words = bench.ours(work, "ours_sst2", 0)[3:]
     with tempfile.TemporaryDirectory(dir=work) as out:
         stage = stage_of("phase1", [*words, "--output_dir", out])
-        cell, train = stage.build()
+        built = stage.build()
+        cell, train = built.cell, built.batches
         _, _, step = stage.step_of(cell, len(train) * stage.epochs)
         levels = {}
         for number, batch in zip(range(1, most + 1), train.epoch(0), strict=False):

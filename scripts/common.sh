@@ -9,9 +9,9 @@ fi
 
 # Runs "$@" in the background with its output in log.txt; FOREGROUND=1 stays and returns its exit code.
 start_run() {
+  # In this process's place, so that signals reach it; Ctrl-C is for it, not for tee.
   if [ "${FOREGROUND:-0}" = 1 ]; then
-    "$@" 2>&1 | tee log.txt
-    exit "${PIPESTATUS[0]}"
+    exec "$@" > >(tee -i log.txt) 2>&1
   fi
   nohup "$@" > log.txt 2>&1 &
   echo "Running in the background as process $!; its output is in $PWD/log.txt"
@@ -28,18 +28,21 @@ need_example() {
 
 # Starts DEVICE_NUM processes of "$@" on this node with msrun, the launcher that ships with MindSpore, in the background;
 # FOREGROUND=1 stays and returns its exit code, DRY_RUN=1 only prints the command and its environment. Each process's
-# output is in LOG<rank>/log.txt, msrun's own in log.txt.
-#   MASTER_ADDR, MASTER_PORT  where the first node listens
+# output is in LOG<rank>/log.txt, msrun's own in msrun_log; the first process's and why a run ended, in log.txt.
+#   MASTER_ADDR, MASTER_PORT  where the first node listens; the port after it is used too, to watch the processes
 #   WORKER_NUM, NODE_RANK     processes of all nodes, and which of them this one is; for several nodes
 #   CLUSTER_TIMEOUT           seconds until a process gives up that does not reach the first node
+#   LOST_TIMEOUT              seconds without a sign of life after which a process is lost and all others end
 #   BIND_CORES                1 gives each process cores of its own
 #   RANK_TABLE_FILE           handed to msrun, and checked before anything starts
 start_workers() {
-  local device_num="$1" rank first worker_num
+  local device_num="$1" rank first worker_num master="${MASTER_ADDR:-127.0.0.1}" port="${MASTER_PORT:-8118}"
   shift
   worker_num="${WORKER_NUM:-$device_num}"
-  local launch=("$PYTHON" -m mindspore.parallel.cluster.run "--worker_num=$worker_num"
-    "--local_worker_num=$device_num" "--master_addr=${MASTER_ADDR:-127.0.0.1}" "--master_port=${MASTER_PORT:-8118}"
+  local launch=("$PYTHON" -m minddistill.launch "--address=$master:$((port + 1))" "--node=${NODE_RANK:-0}"
+    "--wait=${CLUSTER_TIMEOUT:-120}" "--silence=${LOST_TIMEOUT:-30}" "--log=$PWD/msrun_log/msrun.log" --
+    "$PYTHON" -m mindspore.parallel.cluster.run "--worker_num=$worker_num"
+    "--local_worker_num=$device_num" "--master_addr=$master" "--master_port=$port"
     "--cluster_time_out=${CLUSTER_TIMEOUT:-120}" --join=True --tail_worker_log=0 "--log_dir=$PWD/msrun_log")
   if [ "$worker_num" != "$device_num" ]; then
     launch+=("--node_rank=${NODE_RANK:?"WORKER_NUM is more than DEVICE_NUM: set NODE_RANK to the number of this node"}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "3")
@@ -10,38 +12,31 @@ import minddistill  # noqa: F401  # isort: skip  (before MindSpore, which reads 
 
 import mindspore as ms
 import pytest
-from small import QUICK, command
-
-from minddistill.files import write_json
-from minddistill.models import store
-from minddistill.models.presets import preset
-
-WORDS = [
-    "the",
-    "a",
-    "film",
-    "movie",
-    "is",
-    "was",
-    "good",
-    "great",
-    "fun",
-    "bad",
-    "dull",
-    "poor",
-    "not",
-    "very",
-    "and",
-    "plot",
-    "acting",
-]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, ".", ","]
+import small
 
 
 @pytest.fixture(scope="session", autouse=True)
 def graph_mode():
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device("CPU")
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a disk of so many KB, and gives it another size when asked again; skips where mounting is not allowed."""
+    place = tmp_path / "disk"
+
+    def mount(kilobytes: int) -> Path:
+        again = "remount," if place.is_dir() else ""
+        place.mkdir(exist_ok=True)
+        words = ["mount", "-t", "tmpfs", "-o", f"{again}size={kilobytes}k", "tmpfs", str(place)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no disk of a size of its own can be mounted here: {done.stderr.strip()}")
+        return place
+
+    yield mount
+    subprocess.run(["umount", "--lazy", str(place)], capture_output=True)
 
 
 @pytest.fixture(scope="session")
@@ -56,58 +51,28 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory) -> Path:
     """A directory with a tiny WordPiece vocabulary."""
-    path = tmp_path_factory.mktemp("vocabulary")
-    (path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    write_json(path / "tokenizer_config.json", {"do_lower_case": True})
-    return path
+    return small.vocabulary(tmp_path_factory.mktemp("vocabulary"))
 
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory, vocabulary) -> Path:
     """A random encoder of 4 layers, hidden 32, as a model directory."""
-    config = preset("test-4l-32").with_(vocab_size=len(VOCABULARY), max_position_embeddings=32)
-    path = tmp_path_factory.mktemp("models") / "encoder"
-    return store.save(
-        path,
-        store.new(config, seed=3),
-        tokenizer_from=vocabulary,
-        command="test",
-        parents={},
-        data={},
-        metrics={},
-    )
+    return small.encoder(tmp_path_factory.mktemp("models") / "encoder", vocabulary)
 
 
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory) -> Path:
     """Train, dev and test TSV whose label is told by one word."""
-    path = tmp_path_factory.mktemp("text")
-    good, bad = ("good", "great", "fun"), ("bad", "dull", "poor")
-    for split, count in (("train", 240), ("dev", 50), ("test", 30)):
-        lines = ["text\tlabel"]
-        for index in range(count):
-            word = (good if index % 2 else bad)[index % 3]
-            filler = " ".join(WORDS[(index * 7 + k) % 6] for k in range(index % 5))
-            lines.append(f"the {filler} plot is {word}\t{'yes' if index % 2 else 'no'}")
-        (path / f"{split}.tsv").write_text("\n".join(lines) + "\n")
-    return path
+    return small.text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory, tiny_text, vocabulary) -> Path:
     """Records of the tiny text: train, dev and test."""
-    out = tmp_path_factory.mktemp("data")
-    files = [word for split in ("train", "dev", "test") for word in (f"--{split}_file", tiny_text / f"{split}.tsv")]
-    flags = ["--task_name", "custom", "--tokenizer", vocabulary, "--output_dir", out, "--max_seq_length", 12]
-    assert command("prepare-task", *flags, *files) == 0
-    return out
+    return small.records(tmp_path_factory.mktemp("data"), tiny_text, vocabulary)
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory, data, tiny_encoder) -> Path:
     """The tiny encoder, trained on the tiny text."""
-    out = tmp_path_factory.mktemp("teacher")
-    flags = ["--model", tiny_encoder, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
-    more = ["--epoch_size", 6, "--learning_rate", 5e-3, "--output_dir", out, *QUICK]
-    assert command("finetune", *flags, *more) == 0
-    return out / "best"
+    return small.teacher(tmp_path_factory.mktemp("teacher"), data, tiny_encoder)

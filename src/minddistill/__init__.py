@@ -1,9 +1,34 @@
 """MindDistill: distil large BERT-family text classifiers into small, fast ones on MindSpore."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .export.pipeline import Pipeline
 
 # MindSpore's and our CPU kernels share cores: one's idle threads must not spin while the other works. OpenMP reads this
 # when MindSpore loads it. Measured: half of the matrix products' time.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
+
+
+def pipeline(model: str | Path, *, threads: int | None = None, batch_size: int = 32) -> Pipeline:
+    """A classifier of texts, called like transformers' text-classification pipeline.
+
+    Args:
+        model: model directory, of MindSpore or with an ONNX graph.
+        threads: that compute one batch; the runtime's own choice by default.
+        batch_size: texts that are computed together.
+
+    Raises:
+        UserError: no classifier that can be run is there, or its tokenizer is missing.
+    """
+    from .export.pipeline import Pipeline
+    from .export.session import Session
+
+    return Pipeline(Session.open(model, threads), batch_size)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
 
-from . import __version__
+from . import __version__, runtime
 from .errors import UserError
 
 # Command: module of recipes, and its line in the overview.
@@ -17,28 +22,65 @@ COMMANDS = {
     "finetune": ("finetune", "train an encoder on a task, as a teacher"),
     "general-distill": ("general_distill", "distil a pretrained teacher on a corpus"),
     "task-distill": ("task_distill", "distil a fine-tuned teacher on its task, in two phases"),
+    "doctor": ("doctor", "look at everything that a stage of training needs, in seconds"),
     "cache-teacher": ("cache_teacher", "a teacher's outputs ahead, for students trained where it is not"),
     "hccl-config": ("hccl_config", "rank tables of Ascend devices: write, merge, check"),
     "evaluate": ("evaluate", "measure a model on records; predictions and GLUE submissions"),
+    "export": ("export", "a trained model to ONNX or MindIR"),
+    "quantize": ("quantize", "a trained or exported model to int8 ONNX"),
+    "predict": ("predict", "labels and scores of texts"),
+    "benchmark": ("benchmark", "models side by side: quality, size, latency, throughput, memory"),
+    "report": ("report", "a run's report.html, written anew"),
+    "plot": ("plot", "figures: curves of a run, weights, sparsity, attention of models"),
 }
 
 
 def run_command(name: str, argv: list[str]) -> int:
-    """Run a command of the table; a user's mistake becomes one line and exit code 2."""
+    """Run a command of the table; a user's mistake, or a file that cannot be used, becomes one line and exit code 2."""
+    code = _run(name, argv)
+    runtime.leave(code)
+    return code
+
+
+def _run(name: str, argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    os.environ.setdefault("GLOG_v", "3")
+    os.environ.setdefault("GLOG_v", "3" if debug else "4")  # MindSpore's own errors come as exceptions too
     try:
-        importlib.import_module(f".recipes.{COMMANDS[name][0]}", __package__).main(argv)
+        with _sigterm_as_interrupt():
+            importlib.import_module(f".recipes.{COMMANDS[name][0]}", __package__).main(argv)
     except UserError as error:
         if debug:
             raise
         print(f"minddistill {name}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        print(f"minddistill {name}: {error.filename}: {error.strerror}; check the path and its rights", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print(f"minddistill {name}: stopped; the same command goes on from the last saved point", file=sys.stderr)
+        again = "the same command, unless with --resume false, goes on from the last saved point"
+        print(f"minddistill {name}: stopped; {again}", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does; only the main thread hears signals."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -20,6 +23,11 @@ def flag(default: Any, help: str, *aliases: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "aliases": aliases})
 
 
+def words(help: str) -> Any:
+    """A dataclass field for what stands on the command line without a flag: a list of strings."""
+    return dataclasses.field(default_factory=list, metadata={"help": help, "words": True})
+
+
 def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[str] | None = None) -> list[Any]:
     """Read flags and `--config` YAML into one instance of each dataclass in `groups`.
 
@@ -27,7 +35,8 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
     Flags win over the file. Each class's first docstring line is the title of its group in `--help`.
 
     Raises:
-        UserError: an unknown flag or key, a wrong type or choice; says which and what was expected.
+        UserError: a file that is not YAML, an unknown flag or key, a wrong type or choice, a number that is negative or not finite (no flag
+            takes one); says which and what was expected.
     """
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file whose keys are flags; flags win over it")
@@ -35,13 +44,52 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
         section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
         hints = get_type_hints(group)
         for item in dataclasses.fields(group):
+            if "words" in item.metadata:
+                section.add_argument(item.name, nargs="*", type=str, default=[], help=item.metadata["help"])
+                continue
             names = [f"--{name}" for name in (item.name, *item.metadata.get("aliases", ()))]
-            section.add_argument(*names, type=hints[item.name], default=item.default, help=item.metadata["help"])
+            section.add_argument(*names, **_kind(hints[item.name], item.default), help=item.metadata["help"])
+    words = list(sys.argv[1:] if argv is None else argv)
+    for file in config_files(words):
+        read_yaml(file)  # the parser's own messages do not name it
     try:
-        values = vars(parser.parse_args(list(argv) if argv is not None else None))
+        values = vars(parser.parse_args(words))
     except Exception as error:  # jsonargparse raises argparse's and its own errors
         raise UserError(f"{_explain(str(error))}; see {prog} --help") from None
+    for name, value in values.items():
+        if value is None and name != "config":
+            raise UserError(f"--{name}: null; leave the key out to take its default; see {prog} --help")
+        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+            raise UserError(f"--{name} {value}: expected a number, 0 or more; see {prog} --help")
     return [group(**{item.name: values[item.name] for item in dataclasses.fields(group)}) for group in groups]
+
+
+def config_files(argv: Sequence[str]) -> list[Path]:
+    """The files that `--config` names on a command line."""
+    found = [after for word, after in pairwise(argv) if word == "--config"]
+    return [Path(name) for name in (*found, *(word[9:] for word in argv if word.startswith("--config=")))]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of flags.
+
+    Raises:
+        UserError: it is absent, not UTF-8, not YAML or not a table; names the file.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path}: {' '.join(str(error).split())}; expected YAML of flags") from None
+    if not isinstance(values, (dict, type(None))):
+        raise UserError(f"--config {path}: holds {type(values).__name__}; expected YAML of flags, a key each")
+    return values or {}
+
+
+def _kind(hint: Any, default: Any) -> dict[str, Any]:
+    """How a field of this type is read: `tuple[X, ...]` as one or more words."""
+    if get_origin(hint) is tuple:
+        return {"type": get_args(hint)[0], "nargs": "+", "default": list(default)}
+    return {"type": hint, "default": default}
 
 
 def _explain(message: str) -> str:
@@ -55,10 +103,15 @@ def _explain(message: str) -> str:
 
 def dump(path: Path, groups: Sequence[Any]) -> None:
     """Write the resolved configuration as YAML that `--config` reads back."""
+    write_text(path, yaml.safe_dump(flags(groups), sort_keys=False, allow_unicode=True))
+
+
+def flags(groups: Sequence[Any]) -> dict[str, Any]:
+    """The values of all flags of some instances of groups, by name."""
     values: dict[str, Any] = {}
     for group in groups:
         values |= dataclasses.asdict(group)
-    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return values
 
 
 def numbers(text: str, name: str) -> list[int]:

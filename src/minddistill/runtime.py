@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import link
 from .errors import UserError
 
 DEVICES = ("Ascend", "GPU", "CPU")
@@ -63,9 +64,9 @@ def start(device: str = "", device_id: int = 0, distribute: bool = False, device
         distribute: join the group that `msrun` started; its size must be `device_num`.
 
     Raises:
-        UserError: the device is not there, or the processes are not those asked for.
+        UserError: the device is not there, or the processes are not those asked for or did not come together.
     """
-    os.environ.setdefault("GLOG_v", "3")  # MindSpore's own warnings drown the log
+    os.environ.setdefault("GLOG_v", "4")  # MindSpore's own lines drown ours; what ends a run comes as an exception
     import mindspore as ms
 
     present = available_devices()
@@ -87,12 +88,50 @@ def start(device: str = "", device_id: int = 0, distribute: bool = False, device
         )
     from mindspore import communication
 
-    communication.init()
+    _join_group()
     rank, size = communication.get_rank(), communication.get_group_size()
     if size != device_num:
         raise UserError(f"--device_num {device_num}: {size} processes were started; give --device_num {size}")
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=size)
     return Runtime(device, device_id, rank, size)
+
+
+# The line to the launcher that watches this process; None where it was not started by one, or is not yet.
+_launcher: link.Link | None = None
+
+
+def _join_group() -> None:
+    """Join the process group, watched by the launcher from now on.
+
+    Raises:
+        UserError: the processes did not come together in time.
+    """
+    global _launcher
+    from mindspore import communication
+
+    # On CPU a collective waits 30 s for the slowest rank, less than an evaluation of the first rank takes; whether a
+    # rank is lost is the launcher's to tell.
+    os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(7 * 86400))
+    _launcher = link.of_rank()
+    try:
+        communication.init()
+    except RuntimeError as error:
+        if "are not successfully spawned" not in str(error):
+            raise
+        where = f"{os.environ.get('MS_SCHED_HOST')}:{os.environ.get('MS_SCHED_PORT')}"
+        raise UserError(
+            f"the scheduler at {where} (MASTER_ADDR, MASTER_PORT) did not bring {os.environ['MS_WORKER_NUM']} processes "
+            f"together within {os.environ.get('MS_TOPO_TIMEOUT')} s (CLUSTER_TIMEOUT); check that all nodes were started "
+            "with the same three, reach this address, and that nothing else uses the port"
+        ) from None
+    if _launcher is not None:
+        _launcher.watch()
+
+
+def leave(code: int) -> None:
+    """Tell the launcher, where there is one, that this process ends by itself."""
+    if _launcher is not None:
+        _launcher.end(code)
 
 
 def precision(compute_type: str, dtype: str, device: str) -> dict[str, Any]:

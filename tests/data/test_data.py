@@ -114,6 +114,11 @@ def bad_schema(directory):
     (directory / "schema.json").write_text("{")
 
 
+def beyond_int32(directory):
+    more = [{**row, "input_ids": [2**32 + 5, *row["input_ids"][1:]]} for row in rows()]
+    records.write_tfrecord(directory / "part.tfrecord", more)
+
+
 def not_example(directory):
     data = b"\xff\xff\xff"
     head = struct.pack("<Q", len(data))
@@ -134,14 +139,77 @@ def not_example(directory):
         (other_type, "'label_ids' is a int64_list; the schema says float32"),
         (longer_row, "row 5: column 'input_ids' has 9 values"),
         (bad_schema, "schema.json: not valid JSON"),
+        (beyond_int32, "row 0: input_ids holds 2147483647"),
         (not_example, "row 0 is not a tf.train.Example"),
     ],
 )
 def test_broken_records_are_named(tmp_path, spoil, message):
     directory = written(tmp_path / "records")
+    (directory / "meta.json").unlink()  # as of records made elsewhere: no checksums over whole files
     spoil(directory)
     with pytest.raises(UserError, match=message):
         records.read_rows(directory, vocab_size=20)
+
+
+def another_value(directory):
+    """A row changed and its checksum with it."""
+    file = next(directory.glob("part.*record"))
+    if file.suffix == ".mindrecord":
+        flip(file, file.stat().st_size - 100)
+    else:
+        more = [{**row, "input_ids": [7, *row["input_ids"][1:]]} for row in rows()]
+        records.write_tfrecord(file, more)
+
+
+def taken_away(directory):
+    next(directory.glob("part.*record")).rename(directory / "part.bak")
+
+
+def linked(directory):
+    file = next(directory.glob("part.*record"))
+    file.symlink_to(file.rename(directory.parent / file.name))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (another_value, r"part.*damaged or changed \(checksum\)"),
+        (taken_away, "no (tf|mind)record files in it|no such file, though it was written with the others"),
+        (linked, "part.*a link out of its directory"),
+    ],
+)
+def test_records_that_are_not_as_written_are_named(directory, spoil, message):
+    spoil(directory)
+    with pytest.raises(UserError, match=message):
+        records.read_rows(directory, kind=kind_of(directory) if spoil is not taken_away else "tfrecord", vocab_size=20)
+
+
+def test_checksums_can_be_skipped(tmp_path):
+    directory = written(tmp_path / "records")
+    file = directory / "part.tfrecord"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 0xFF  # of the last row's checksum
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="row 4 is damaged"):
+        records.read_rows(directory, vocab_size=20)
+    assert len(records.read_rows(directory, vocab_size=20, verify=False)) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("labels", "yes", "labels is 'yes'; expected list of str"),
+        ("labels", ["a", "a"], "hold a name twice"),
+        ("pad_id", -1, "pad_id is -1"),
+        ("seq_length", 9, "seq_length is 9, the records have 8"),
+        ("regression", 1, "regression is 1; expected bool"),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_named(directory, name, value, message):
+    meta = json.loads((directory / "meta.json").read_text())
+    write_json(directory / "meta.json", meta | {name: value})
+    with pytest.raises(UserError, match=message):
+        records.read_rows(directory, kind=kind_of(directory), vocab_size=20)
 
 
 def test_values_out_of_range_are_named(directory):
@@ -161,20 +229,23 @@ def many(count=103, longest=30):
     return records.Rows(ids.astype(np.int32), length, length, np.zeros(count, np.int32), {}, Path("rows"), str)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_every_row_comes_once_an_epoch_on_any_number_of_ranks(size):
-    found, shapes = [], []
+    found, shapes, told = [], [], []
     for rank in range(size):
         loader = Loader(many(), 8, buckets=[10, 20, 30], seed=1, rank=rank, size=size)
         batches = list(loader.epoch(0))
         assert len(batches) == len(loader)
         shapes.append([batch["input_ids"].shape for batch in batches])
+        told.append([float(batch["rows"].asnumpy()) * size for batch in batches])
         for batch in batches:
             real = batch["weight"].asnumpy() == 1
             found += batch["row"].asnumpy()[real].tolist()
             assert (batch["input_mask"].asnumpy().sum(1) <= batch["input_ids"].shape[1]).all()
     assert sorted(found) == list(range(103))
     assert all(shape == shapes[0] for shape in shapes)
+    # What the ranks divide by is the same, and counts no padding.
+    assert all(rows == told[0] for rows in told) and sum(told[0]) == pytest.approx(103)
 
 
 def test_order_is_of_seed_and_epoch_and_resumes_in_the_middle():

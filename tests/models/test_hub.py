@@ -139,6 +139,7 @@ def test_prefixes_old_names_and_shards_are_read(tmp_path):
         for name, value in tensors.items()
     }
     (directory / "model.safetensors").unlink()
+    (directory / "minddistill.json").unlink()
     names = sorted(old)
     shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for shard, members in shards.items():
@@ -230,7 +231,7 @@ def pickle_only(directory):
         (broken_config, "config.json: not valid JSON"),
         (no_config, "config.json: no such file"),
         (wrong_layers, "no place in a 1-layer bert model"),
-        (more_layers, "missing: encoder.layers.2"),
+        (more_layers, "no layer 2, though config.json says"),
         (cut_weights, "not a whole safetensors file"),
         (nan_weights, "classifier.bias holds NaN"),
         (pickle_only, "a pickle"),
@@ -238,9 +239,50 @@ def pickle_only(directory):
 )
 def test_broken_model_directories_are_refused(tmp_path, spoil, message):
     directory = saved(tmp_path / "model", small("bert"))
+    (directory / "minddistill.json").unlink()  # as of models made elsewhere: no checksums
     spoil(directory)
     with pytest.raises(UserError, match=message):
         store.build(store.read_weights(directory))
+
+
+def flipped(directory):
+    data = bytearray((directory / "model.safetensors").read_bytes())
+    data[-3] ^= 1
+    (directory / "model.safetensors").write_bytes(data)
+
+
+def linked(directory):
+    file = directory / "model.safetensors"
+    file.symlink_to(file.rename(directory.parent / file.name))
+
+
+def other_sizes(directory):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"vocab_size": 10**12}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (flipped, r"model.safetensors: damaged or changed \(checksum\)"),
+        (linked, "model.safetensors: a link out of its directory"),
+        (other_sizes, "encoder.embeddings.word is .*, config.json says"),
+    ],
+)
+def test_models_that_are_not_as_written_are_refused(tmp_path, spoil, message):
+    directory = saved(tmp_path / "model", small("bert"))
+    spoil(directory)
+    with pytest.raises(UserError, match=message):
+        store.read_weights(directory)
+
+
+def test_snapshots_of_the_hub_are_links_and_are_read(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1a2b"
+    saved(snapshot, small("bert"))
+    blobs.mkdir()
+    for number, file in enumerate(sorted(snapshot.iterdir())):
+        file.symlink_to(file.rename(blobs / str(number)))
+    assert store.read_weights(snapshot).config == small("bert")
 
 
 def test_a_saved_directory_replaces_the_earlier_one_whole(tmp_path):

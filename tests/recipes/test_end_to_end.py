@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from small import QUICK, command
 
 from minddistill.data.records import read_rows
+from minddistill.evaluation.evaluate import read_predictions
 
 
 def distil(data, teacher, out, *more) -> int:
@@ -55,6 +56,16 @@ def test_student_matches_its_teacher(student, teacher):
     assert record["parents"]["teacher"] == str(teacher)
     assert "fit_dense.weight" in load_file(student / "phase1" / "last" / "fit_dense.safetensors")
     assert json.loads((student / "best" / "config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
+
+
+def test_report_sets_the_student_beside_its_teacher(student, teacher):
+    page = (student / "report.html").read_text()
+    for name in ("teacher", "student"):
+        logits = read_predictions(student / f"predictions_{'best' if name == 'student' else name}.tsv")
+        assert logits.shape == (50, 2) and f'<td data-title="model">{name}</td>' in page
+    best = json.loads((student / "best" / "minddistill.json").read_text())["metrics"]["accuracy"]
+    assert f"student, accuracy</dt><dd>{best:.4f}</dd>" in page and str(teacher) in page
+    assert "Where teacher and student differ" in page and page.count("<figcaption>student</figcaption>") == 1
 
 
 def test_same_command_twice_gives_the_same_bytes(student, data, teacher, tmp_path):
@@ -125,6 +136,8 @@ def test_evaluation_counts_every_row_once(student, data, tmp_path):
     assert found["dev"]["accuracy"] == pytest.approx(np.mean([row[1] == row[3] for row in cells]))
     record = json.loads((student / "best" / "minddistill.json").read_text())
     assert record["metrics"]["accuracy"] == found["dev"]["accuracy"]
+    page = (tmp_path / "evaluation.html").read_text()
+    assert "Mistakes, dev" in page and f">{found['test']['accuracy']:.4f}<" in page
 
 
 def test_evaluation_without_training_says_the_best_acc(student, data, tmp_path, capsys):
@@ -148,9 +161,26 @@ def test_general_distillation_lowers_its_loss_and_feeds_task_distillation(tmp_pa
     assert command("general-distill", *flags, *sizes) == 0
     losses = [json.loads(row)["loss"] for row in (tmp_path / "gd" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] / 2
+    assert "Terms of the loss" in (tmp_path / "gd" / "report.html").read_text()
     argv = ["--load_gd_ckpt_path", tmp_path / "gd" / "last", "--init_from_teacher", ""]
     assert distil(data, teacher, tmp_path / "td", *argv) == 0
-    assert "The student starts from" in (tmp_path / "td" / "log.txt").read_text()
+    assert f"from {tmp_path / 'gd' / 'last'}" in (tmp_path / "td" / "log.txt").read_text()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_rows(data, tiny_encoder, tmp_path, capsys):
+    flags = ["--model", tiny_encoder, "--train_data_dir", data / "train", "--output_dir", tmp_path, *QUICK]
+    more = ["--epoch_size", 1, "--save_checkpoint_step", 1, "--warmup_ratio", 0, "--max_skipped_steps", 3]
+    assert command("finetune", *flags, *more, "--learning_rate", 1e30) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    found = json.loads(next(tmp_path.glob("nonfinite_step_*.json")).read_text())
+    assert f"step {found['step']}: label_loss is nan (3 skipped in a row" in last and "nonfinite_step_" in last
+    rows = found["batches"][0]["rows"]
+    assert len(set(rows)) == 16 and all(re.match(r".*train-.*\.tfrecord: row \d+$", row) for row in rows)
+    assert not (tmp_path / "done.json").exists() and not (tmp_path / "last").exists()
+    saved = [file.name for file in (tmp_path / "checkpoints").iterdir()]
+    assert saved == [f"step_{found['step'] - 1:08d}.safetensors"]
+    assert command("finetune", *flags, *more, "--learning_rate", 1e30) == 2
+    assert "Resumed from" in (tmp_path / "log.txt").read_text()
 
 
 def wrong(data, teacher, tmp_path):
@@ -199,5 +229,8 @@ def test_weak_teacher_is_refused(data, tiny_encoder, tmp_path, teacher, capsys):
     tensors = load_file(weak / "model.safetensors")
     tensors["classifier.weight"] *= 0
     save_file(tensors, weak / "model.safetensors", {"format": "pt"})
+    assert distil(data, weak, tmp_path / "out") == 2
+    assert "damaged or changed (checksum)" in capsys.readouterr().err
+    (weak / "minddistill.json").unlink()
     assert distil(data, weak, tmp_path / "out") == 2
     assert "not above 0.5000 of the majority class" in capsys.readouterr().err

@@ -1,11 +1,14 @@
-"""Reading ahead: the same batches, the same errors, no thread left behind."""
+"""Reading ahead: the same batches, the same errors, no thread left behind. Where the loop ends, and ends again."""
 
+import os
+import signal
 import threading
 import time
 
 import pytest
 
-from minddistill.train.loop import Prefetched
+from minddistill.train.checkpoint import TrainState
+from minddistill.train.loop import Hook, Prefetched, Stopped, fit
 
 
 class Numbers:
@@ -57,3 +60,43 @@ def test_waiting_is_counted_where_the_data_is_slow_and_only_there():
     for _ in fast.epoch(0):
         time.sleep(0.02)
     assert slow.waited >= 0.1 > 0.05 > fast.waited
+
+
+def train(state, hooks=(), **options):
+    """Run the loop over 3 epochs of 4 batches, with nothing learnt; the numbers of the batches it took."""
+    taken = []
+    try:
+        fit(
+            lambda batch, last: taken.append(batch["number"]) or (), Numbers(4), state, epochs=3, hooks=hooks, **options
+        )
+    except Stopped:
+        taken.append("stopped")
+    return taken
+
+
+def fresh(**where):
+    return TrainState({}, None, None, {}, **where)
+
+
+def test_a_run_goes_on_at_its_position_and_one_that_had_ended_does_not():
+    assert train(fresh(epoch=1, position=2, step=6)) == [102, 103, 200, 201, 202, 203]
+    assert train(fresh(epoch=3, step=12)) == []
+    for steps in (4, 6):
+        state = fresh()
+        assert len(train(state, most_steps=steps)) == steps
+        assert train(state, most_steps=steps) == []
+    state, options = fresh(), {"stop_early": lambda state: state.epoch == 2}
+    assert len(train(state, **options)) == 8 and train(state, **options) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_between_steps_even_at_the_very_end(number):
+    def tell(state, outputs):
+        os.kill(os.getpid(), number)
+
+    state = fresh()
+    assert train(state, [Hook(6, tell)]) == [0, 1, 2, 3, 100, 101, "stopped"]
+    assert (state.epoch, state.position, state.step) == (1, 2, 6)
+    state = fresh(epoch=2, step=8)
+    assert train(state, [Hook(0, tell, at_epoch_end=True)]) == [200, 201, 202, 203, "stopped"]
+    assert train(state) == []

@@ -30,12 +30,12 @@ class Line(nn.Cell):
         return loss, (loss,)
 
 
-def built(step_config, **optim):
+def built(step_config, reducer=lambda parameters: None, **optim):
     cell = Line()
     config = OptimConfig(**{"learning_rate": 0.1, "schedule": "constant", "weight_decay": 0.0} | optim)
     optimizer = build_optimizer(dict(cell.parameters_and_names()), config, total_steps=10)
     scale = LossScale(step_config.loss_scale_value, step_config.scale_factor, step_config.scale_window)
-    return cell, optimizer, scale, build_step(cell, optimizer, scale, step_config)
+    return cell, optimizer, scale, build_step(cell, optimizer, scale, step_config, reducer(optimizer.parameters))
 
 
 X = Tensor(np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], np.float32))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def read_documents(path: Path) -> Iterator[list[str]]:
                     document = []
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 after line {number} ({error.reason}); convert the file to UTF-8") from None
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read after line {number} ({error}); copy the file again") from None
     if document:
         yield document

@@ -99,8 +99,6 @@ class Loader:
         size: int = 1,
         columns: Callable[[np.ndarray, int], dict[str, np.ndarray]] | None = None,
     ):
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; expected a positive whole number")
         self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
         self.rank, self.size, self.columns = rank, size, columns
         self.buckets = check_buckets(buckets or [rows.seq_length], rows)

@@ -7,10 +7,11 @@ Reading checks what MindSpore's readers let pass (checksums, values, label and i
 from __future__ import annotations
 
 import hashlib
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,23 @@ from tfrecord.example_pb2 import Example as TFExample
 from tfrecord.example_pb2 import Feature, Features, FloatList, Int64List
 
 from ..errors import UserError
-from ..files import read_json, require_directory, whole_file, write_json
+from ..files import (
+    checksums,
+    damaged,
+    read_object,
+    refuse_foreign_links,
+    require_directory,
+    whole_file,
+    whole_files,
+    write_json,
+)
 
 TEXT_COLUMNS = ("input_ids", "input_mask", "segment_ids")
 LABEL_COLUMN = "label_ids"
+WORK = ".work"  # in a record directory: what belongs to its writing, and shows that it is not finished
 SUFFIXES = {"tfrecord": (".tfrecord", ".tf_record", ".tfrecords"), "mindrecord": (".mindrecord",)}
 _READ_BATCH = 2048
+_INT32 = np.iinfo(np.int32)
 
 
 @dataclass
@@ -41,6 +53,7 @@ class Rows:
         directory: where they come from.
         place: the file and row that a row was read from, for messages.
         pad: id of padding.
+        files: sixteen hexadecimal digits of what each file's rows say, by its name.
     """
 
     ids: np.ndarray
@@ -51,6 +64,7 @@ class Rows:
     directory: Path
     place: Callable[[int], str]
     pad: int = 0
+    files: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,10 +87,7 @@ class Rows:
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of the token ids and segments."""
-        digest = hashlib.sha256()
-        for values in (self.ids.astype(np.int32), self.length, self.second):
-            digest.update(np.ascontiguousarray(values))
-        return digest.hexdigest()[:16]
+        return _digest(self.ids.astype(np.int32), self.length, self.second)
 
     def check_classes(self, classes: int) -> None:
         """See that every label is one of `classes` classes, and keep them as int32.
@@ -92,6 +103,13 @@ class Rows:
                 f"{self.place(row)}: label_ids is {self.label[row]:g}; expected a class from 0 to {classes - 1}"
             )
         self.label = self.label.astype(np.int32)
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values))
+    return digest.hexdigest()[:16]
 
 
 def schema(seq_length: int, rows: int, label: str | None, extra: Mapping[str, tuple[str, int]] | None = None) -> dict:
@@ -155,27 +173,38 @@ def write_mindrecord(path: Path, rows: Iterable[Mapping[str, Sequence]], columns
     """Write rows as one MindRecord file with its index. Returns their number."""
     from mindspore.mindrecord import FileWriter
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = FileWriter(str(path), shard_num=1, overwrite=True)
-    writer.add_schema({name: {"type": c["type"], "shape": c["shape"]} for name, c in columns.items()})
     types = {name: np.dtype(column["type"]) for name, column in columns.items()}
     count, block = 0, []
-    for row in rows:
-        block.append({name: np.asarray(value, types[name]) for name, value in row.items()})
-        count += 1
-        if len(block) == 1024:
+    # The index, a second file, holds the name of the first: it cannot be written under another one.
+    with whole_files(path) as part:
+        writer = FileWriter(str(part), shard_num=1, overwrite=True)
+        writer.add_schema({name: {"type": c["type"], "shape": c["shape"]} for name, c in columns.items()})
+        for row in rows:
+            block.append({name: np.asarray(value, types[name]) for name, value in row.items()})
+            count += 1
+            if len(block) == 1024:
+                writer.write_raw_data(block)
+                block = []
+        if block:
             writer.write_raw_data(block)
-            block = []
-    if block:
-        writer.write_raw_data(block)
-    writer.commit()
+        writer.commit()
     return count
 
 
 def finish_directory(directory: Path, table: dict, meta: Mapping[str, Any]) -> None:
-    """Write `schema.json` and, last, `meta.json`: a directory that has it is whole."""
+    """Write `schema.json` and, last, `meta.json` with the shards' checksums: a directory that has it is whole.
+
+    What is under `WORK` goes.
+    """
     write_json(directory / "schema.json", table)
-    write_json(directory / "meta.json", meta)
+    write_json(directory / "meta.json", {**meta, "files": checksums(_written(directory))})
+    shutil.rmtree(directory / WORK, ignore_errors=True)
+
+
+def _written(directory: Path) -> list[Path]:
+    """The shards of a directory of either kind, and MindRecord's indices."""
+    endings = {*SUFFIXES["tfrecord"], *SUFFIXES["mindrecord"], ".db"}
+    return sorted(file for file in directory.iterdir() if file.suffix in endings and file.name[0] != ".")
 
 
 def record_files(directory: Path, kind: str) -> list[Path]:
@@ -206,6 +235,7 @@ def read_rows(
     schema_file: str = "",
     vocab_size: int | None = None,
     labelled: bool = True,
+    verify: bool = True,
     flag: str = "--data_dir",
 ) -> Rows:
     """Read and check a record directory.
@@ -215,31 +245,47 @@ def read_rows(
         schema_file: a schema in the documented format; `schema.json` of the directory by default.
         vocab_size: ids must be below it.
         labelled: whether `label_ids` must be there; see `Rows.check_classes` for what they may hold.
+        verify: whether checksums are compared: those of `meta.json` over whole files, and TFRecord's own of each row.
         flag: the flag that named the directory, for messages.
 
     Raises:
         UserError: names the directory, file or row, and what is wrong with it.
     """
     directory = require_directory(directory, f"a record directory ({flag})")
+    refuse_foreign_links(directory)
     files = record_files(directory, kind)
-    table = _schema(directory, schema_file, kind)
-    meta_file = directory / "meta.json"
-    meta = read_json(meta_file, "the description of the records") if meta_file.is_file() else {}
+    table = _schema(directory, schema_file)
+    if (directory / WORK).is_dir() and not (directory / "meta.json").is_file():
+        raise UserError(f"{directory}: its writing was not finished; run the command that writes it again")
+    meta = _meta(directory)
+    if verify and "files" in meta:
+        _check_files(directory, files, meta["files"])
     names = [*TEXT_COLUMNS, LABEL_COLUMN] if labelled else list(TEXT_COLUMNS)
     if table is not None:
         missing = [name for name in names if name not in table["columns"]]
         if missing:
             where = schema_file or directory / "schema.json"
             raise UserError(f"{where}: no column {missing[0]!r}; expected {', '.join(names)}")
-    read = _read_tfrecord if kind == "tfrecord" else _read_mindrecord
+    read = partial(_read_tfrecord, verify=verify) if kind == "tfrecord" else _read_mindrecord
     parts = [read(file, names, table) for file in files]
+    widths = {part["input_ids"].shape[1:] for part in parts}
+    if len(widths) > 1:
+        raise UserError(f"{directory}: its files hold rows of different lengths, {sorted(widths)}; prepare them again")
     columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
-    if table is not None and isinstance(table.get("numRows"), int) and table["numRows"] > 0:
+    if table is not None and table.get("numRows", 0) > 0:
         columns = {name: value[: table["numRows"]] for name, value in columns.items()}
     real = np.concatenate([part.get("is_real_example", np.ones(len(part["input_ids"]), bool)) for part in parts])
     places = _Places(files, [len(part["input_ids"]) for part in parts])
     rows = _compact(columns, places, vocab_size, meta.get("pad_id", 0))
+    if meta.get("seq_length", rows.seq_length) != rows.seq_length:
+        raise UserError(
+            f"{directory / 'meta.json'}: seq_length is {meta['seq_length']}, the records have {rows.seq_length}; "
+            "copy the file that belongs to them"
+        )
     rows.meta, rows.directory = meta, directory
+    for file, start, end in zip(files, [0, *places.ends], places.ends, strict=False):
+        columns = [rows.ids, rows.length, rows.second] + ([] if rows.label is None else [rows.label])
+        rows.files[file.name] = _digest(*[values[start:end] for values in columns])
     return _select(rows, real[: len(rows)])
 
 
@@ -262,20 +308,62 @@ def _select(rows: Rows, keep: np.ndarray) -> Rows:
     return rows
 
 
-def _schema(directory: Path, schema_file: str, kind: str) -> dict | None:
+# What meta.json may hold besides: type, and that of a list's items.
+_META = {
+    **dict.fromkeys(("task", "tokenizer", "split"), (str, None)),
+    **dict.fromkeys(("regression", "labelled"), (bool, None)),
+    **dict.fromkeys(("vocab_size", "pad_id", "seq_length", "rows"), (int, None)),
+    **dict.fromkeys(("labels", "raw_labels", "metrics"), (list, str)),
+}
+
+
+def _meta(directory: Path) -> dict[str, Any]:
+    path = directory / "meta.json"
+    if not path.is_file():
+        return {}
+    meta = read_object(path, "the description of the records")
+    for name, (kind, item) in _META.items():
+        value = meta.get(name, kind())
+        if type(value) is not kind or (item and not all(type(part) is item for part in value)):
+            wanted = f"{kind.__name__} of {item.__name__}" if item else kind.__name__
+            raise UserError(f"{path}: {name} is {value!r}; expected {wanted}; prepare the records again")
+        if kind is int and value < 0:
+            raise UserError(f"{path}: {name} is {value}; expected 0 or more; prepare the records again")
+    if len(set(meta.get("labels", []))) < len(meta.get("labels", [])):
+        raise UserError(f"{path}: labels {meta['labels']} hold a name twice; prepare the records again")
+    return meta
+
+
+def _check_files(directory: Path, files: list[Path], known: Any) -> None:
+    """Compare shards with the checksums they were written with; TFRecord's own tell which row is damaged."""
+    for path, problem in damaged(directory, known):
+        if path in files and path.suffix in SUFFIXES["tfrecord"]:
+            for _ in tfrecord_payloads(path):
+                pass
+        raise UserError(f"{path}: {problem}; copy the directory again, or prepare the records again")
+    added = [file for file in files if file.name not in known]
+    if added:
+        raise UserError(f"{added[0]}: not one of the files that {directory / 'meta.json'} lists; remove it")
+
+
+def _schema(directory: Path, schema_file: str) -> dict | None:
     path = Path(schema_file) if schema_file else directory / "schema.json"
     if not schema_file and not path.is_file():
         return None
     if path.is_dir():
         path = path / "schema.json"
-    table = read_json(path, "a schema file in the documented format (--schema_dir)")
-    columns = table.get("columns") if isinstance(table, dict) else None
+    table = read_object(path, "a schema file in the documented format (--schema_dir)")
+    columns = table.get("columns")
+    if type(table.get("numRows", 0)) is not int or table.get("numRows", 0) < 0:
+        raise UserError(f"{path}: numRows is {table['numRows']!r}; expected a whole number, 0 or more")
+    if table.get("datasetType", "TF") != "TF":
+        raise UserError(f"{path}: datasetType is {table['datasetType']!r}; expected 'TF'")
     if not isinstance(columns, dict):
         raise UserError(f"{path}: no 'columns' object; expected a schema with datasetType, numRows and columns")
     for name, column in columns.items():
         shape = column.get("shape") if isinstance(column, dict) else None
         scalar = isinstance(column, dict) and column.get("rank") == 0
-        if not (scalar or (isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape))):
+        if not (scalar or (isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape))):
             raise UserError(f"{path}: column {name!r} has shape {shape!r}; expected a list of positive whole numbers")
         if column.get("type") not in ("int64", "int32", "float32"):
             raise UserError(
@@ -284,8 +372,8 @@ def _schema(directory: Path, schema_file: str, kind: str) -> dict | None:
     return table
 
 
-def tfrecord_payloads(path: Path) -> Iterable[bytes]:
-    """The records of a TFRecord file, each checked against both of its checksums.
+def tfrecord_payloads(path: Path, verify: bool = True) -> Iterable[bytes]:
+    """The records of a TFRecord file, each checked against both of its checksums unless `verify` is False.
 
     Raises:
         UserError: names the file and the row that is cut short or damaged.
@@ -297,13 +385,14 @@ def tfrecord_payloads(path: Path) -> Iterable[bytes]:
         row, place = 0, 0
         while head := handle.read(12):
             length = int.from_bytes(head[:8], "little")
-            if len(head) < 12 or _masked(head[:8]) != head[8:]:
+            if len(head) < 12 or (verify and _masked(head[:8]) != head[8:]):
                 what = "not a TFRecord file" if row == 0 else f"row {row} is damaged (length checksum)"
                 raise UserError(f"{path}: {what}; write or copy it again")
             if place + 12 + length + 4 > size:
                 raise UserError(f"{path}: cut short in row {row}; write or copy it again")
             data = handle.read(length)
-            if _masked(data) != handle.read(4):
+            checksum = handle.read(4)
+            if verify and _masked(data) != checksum:
                 raise UserError(f"{path}: row {row} is damaged (data checksum); write or copy it again")
             yield data
             row, place = row + 1, place + 16 + length
@@ -314,9 +403,9 @@ def _masked(data: bytes) -> bytes:
     return struct.pack("<I", (((value >> 15) | (value << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _read_tfrecord(path: Path, names: list[str], table: dict | None) -> dict[str, np.ndarray]:
+def _read_tfrecord(path: Path, names: list[str], table: dict | None, verify: bool) -> dict[str, np.ndarray]:
     count, first = 0, None
-    for data in tfrecord_payloads(path):
+    for data in tfrecord_payloads(path, verify):
         first = data if first is None else first
         count += 1
     if first is None:
@@ -425,7 +514,9 @@ def _collect(pipeline: Any) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {}
     for block in pipeline.batch(_READ_BATCH).create_dict_iterator(num_epochs=1, output_numpy=True):
         for name, value in block.items():
-            parts.setdefault(name, []).append(value.astype(np.int32) if value.dtype.kind == "i" else value)
+            if value.dtype.kind == "i":
+                value = np.clip(value, _INT32.min, _INT32.max).astype(np.int32)  # not wrapped into what seems valid
+            parts.setdefault(name, []).append(value)
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 

@@ -169,23 +169,37 @@ def _cell(path: Path, line: int, row: Mapping[str | int, str], column: str | int
     return row[column]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line of a file.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not UTF-8.
+    """
     try:
         handle = open(path, "rb")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a data file") from None
     with handle:
-        for number, raw in enumerate(handle, 1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
-            yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
+        yield from decoded(handle, str(path))
+
+
+def decoded(lines: Iterable[bytes], where: str) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, without its end and without a byte order mark.
+
+    Raises:
+        UserError: a line is not UTF-8; names `where` and the line.
+    """
+    for number, raw in enumerate(lines, 1):
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+        yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
 
 
 def _tsv(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]:
     names: list | None = None
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         cells = line.split("\t")
         if names is None:
             names = cells if header else list(range(len(cells)))
@@ -203,7 +217,7 @@ def _tsv(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]
 
 
 def _csv(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]:
-    reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
+    reader = csv.reader((line + "\n" for _, line in text_lines(path)), strict=True)
     names: list | None = None
     try:
         for cells in reader:
@@ -225,16 +239,17 @@ def _csv(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]
 
 
 def _jsonl(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]:
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); expected one object a line") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not valid JSON ({error}); expected one object a line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: holds {type(row).__name__}; expected a JSON object")
-        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+        kept = {key: value for key, value in row.items() if isinstance(value, (str, int, float))}
+        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in kept.items()}
 
 
 def label_table(task: Task, raw: Iterable[str]) -> dict[str, str]:

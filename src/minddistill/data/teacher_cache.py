@@ -15,7 +15,7 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from ..files import read_json, whole_file, write_json
+from ..files import checksum, read_json, remove_parts, whole_file, write_json
 
 _SHARD_BYTES = 256 * 2**20
 NOTE = "cache.json"
@@ -84,9 +84,10 @@ class TeacherCache:
         note = self.directory / NOTE
         if note.is_file() and read_json(note, "the note of a teacher cache") != self.identity:
             dropped.append(f"{self.directory}: of another teacher, data or precision")
-            for file in self.directory.iterdir():
-                file.unlink()
+            for file in sorted(self.directory.iterdir(), key=lambda file: file.name == NOTE):
+                file.unlink()  # the note last: as long as there is a shard, it says whose
         self.directory.mkdir(parents=True, exist_ok=True)
+        remove_parts(self.directory)
         write_json(note, self.identity)
         left = []
         for shard in map(int, self.shards):
@@ -105,7 +106,7 @@ class TeacherCache:
         known = read_json(note, "the note of a shard")
         if not data.is_file() or data.stat().st_size != known.get("bytes"):
             return f"{data}: its size is not the one it was written with"
-        if _checksum(data) != known.get("crc32c"):
+        if checksum(data) != known.get("crc32c"):
             return f"{data}: damaged (checksum)"
         return None
 
@@ -132,11 +133,11 @@ class TeacherCache:
             written[row - first] = True
         assert written.all(), "a shard must be written with all of its rows"
         data, note = self._paths(shard)
-        with whole_file(data) as part, open(part, "wb") as handle:
+        with whole_file(data, values.nbytes + logits.nbytes) as part, open(part, "wb") as handle:
             handle.write(values)
             handle.write(logits)
-        checksum = crc32c.crc32c(logits, crc32c.crc32c(values))
-        write_json(note, {"bytes": values.nbytes + logits.nbytes, "crc32c": checksum})
+        found = crc32c.crc32c(logits, crc32c.crc32c(values))
+        write_json(note, {"bytes": values.nbytes + logits.nbytes, "crc32c": found})
 
     def batch(self, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """What the teacher says of rows (B,), padded with zeros to `length` = S.
@@ -186,11 +187,3 @@ class TeacherCache:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as handle:
-        while block := handle.read(1 << 24):
-            value = crc32c.crc32c(block, value)
-    return value

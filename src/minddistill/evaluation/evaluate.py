@@ -53,6 +53,12 @@ def write_predictions(
     write_text(path, "\n".join(lines) + "\n")
 
 
+def read_predictions(path: Path) -> np.ndarray:
+    """The logits (N, C) in a file of `write_predictions`."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    return np.array([line.rsplit("\t", 1)[1].split(" ") for line in lines], np.float32)
+
+
 def write_submission(path: Path, logits: np.ndarray, regression: bool, raw: Sequence[str]) -> None:
     """A GLUE test file: index and prediction, classes under the names that GLUE wants (`raw`)."""
     if regression:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import UserError
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert")
 ACTIVATION_NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
+
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class ModelConfig:
     """One output trained as a number in place of classes."""
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            _check_type(item.name, getattr(self, item.name), str(item.type))
         if self.attention_head_size == 0:
             if self.hidden_size % max(self.num_attention_heads, 1):
                 raise UserError(
@@ -74,6 +79,8 @@ class ModelConfig:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a positive whole number")
+        if self.num_hidden_layers > MOST_LAYERS:
+            raise UserError(f"num_hidden_layers is {self.num_hidden_layers}; expected at most {MOST_LAYERS}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a number from 0 up to, not including, 1")
@@ -104,3 +111,37 @@ class ModelConfig:
         if "hidden_size" in changes:
             changes.setdefault("embedding_size", 0)
         return replace(self, **changes)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that a model of this shape has, heads included."""
+        wide, inner = self.hidden_size, self.num_attention_heads * self.attention_head_size
+        places = 0 if self.use_relative_positions else self.max_position_embeddings
+        embedding = (self.vocab_size + places + self.type_vocab_size + 2) * self.embedding_size
+        projection = (self.embedding_size + 1) * wide if self.embedding_size != wide else 0
+        layer = 3 * (wide + 1) * inner + (inner + 1) * wide + 4 * wide
+        layer += (wide + 1) * self.intermediate_size + (self.intermediate_size + 1) * wide
+        if self.use_relative_positions:
+            layer += 2 * (2 * self.max_relative_position + 1) * self.attention_head_size
+        heads = ((wide + 1) * wide if self.pooler else 0) + (wide + 1) * self.num_labels
+        return embedding + projection + self.num_hidden_layers * layer + heads
+
+    def require_classifier(self, source: object) -> None:
+        """See that the model has what predicts.
+
+        Raises:
+            UserError: it is an encoder alone; names `source`.
+        """
+        if not self.num_labels:
+            raise UserError(f"{source}: an encoder without a classifier; fine-tune it first (minddistill finetune)")
+
+
+def _check_type(name: str, value: Any, kind: str) -> None:
+    """See that a field holds what its annotation says; numbers are finite and none of them is negative."""
+    expected = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}.get(kind)
+    if expected is None:
+        return
+    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+        raise UserError(f"{name} is {value!r}; expected {kind}")
+    if kind in ("int", "float") and not (math.isfinite(value) and value >= 0):
+        raise UserError(f"{name} is {value}; expected a number, 0 or more")

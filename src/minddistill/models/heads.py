@@ -13,7 +13,7 @@ from .config import ModelConfig
 from .layers import ACTIVATIONS, Dense, Dropout, DropoutKeys, LayerNorm, dropout_table
 
 # What stands between the first token and the classifier, by family.
-_POOLER_ACTIVATION = {"bert": "tanh", "roberta": "tanh", "electra": "gelu", "distilbert": "relu"}
+POOLER_ACTIVATION = {"bert": "tanh", "roberta": "tanh", "electra": "gelu", "distilbert": "relu"}
 
 
 class MaskedLMHead(nn.Cell):
@@ -66,7 +66,7 @@ class TextModel(nn.Cell):
         super().__init__()
         self.encoder = Encoder(config, seed, compute_type, dtype)
         self.pooler = Dense(config.hidden_size, config.hidden_size) if config.pooler else None
-        self.activation = ACTIVATIONS[_POOLER_ACTIVATION[config.family]]()
+        self.activation = ACTIVATIONS[POOLER_ACTIVATION[config.family]]()
         self.relu = config.relu_before_classifier
         self.classifier = Dense(config.hidden_size, config.num_labels) if config.num_labels else None
         self.mlm = MaskedLMHead(config, tied=mlm == "tied") if mlm else None

@@ -159,6 +159,7 @@ _COMMON_FIELDS = (
     "max_relative_position",
     "relu_before_classifier",
 )
+_MOST_LABELS = 100_000
 _OWN_FIELDS = ("use_relative_positions", "max_relative_position", "relu_before_classifier")
 
 
@@ -169,7 +170,7 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
         UserError: another architecture, a missing size or an option that is not supported; names `where`.
     """
     family = values.get("model_type", "bert")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"{where}: model_type is {family!r}; expected one of {', '.join(FAMILIES)}")
     if values.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(
@@ -185,32 +186,37 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
     if family == "electra":
         fields["embedding_size"] = values.get("embedding_size", 128)
     for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        if not isinstance(fields.get(field), int):
-            found = fields.get(field)
-            raise UserError(
-                f"{where}: {keys.get(field, field)} is {'missing' if found is None else repr(found)}; expected a whole number"
-            )
+        if field not in fields:
+            raise UserError(f"{where}: {keys.get(field, field)} is missing; expected a whole number")
     fields["regression"] = values.get("problem_type") == "regression"
     fields["labels"] = _labels(values, where)
     fields["pooler"] = bool(fields["labels"]) or family in ("bert", "roberta")
     try:
         return ModelConfig(**fields)
-    except (UserError, TypeError) as error:
+    except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
 def _labels(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    architecture = (values.get("architectures") or [""])[0]
-    if not architecture.endswith("ForSequenceClassification"):
+    architectures = values.get("architectures") or [""]
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str):
+        raise UserError(f"{where}: architectures is {architectures!r}; expected a list of names")
+    if not architectures[0].endswith("ForSequenceClassification"):
         return ()
     names = values.get("id2label")
     if names is None:
-        return tuple(f"LABEL_{index}" for index in range(values.get("num_labels", 2)))
+        count = values.get("num_labels", 2)
+        if type(count) is not int or not 0 < count <= _MOST_LABELS:
+            raise UserError(f"{where}: num_labels is {count!r}; expected a whole number from 1 to {_MOST_LABELS}")
+        return tuple(f"LABEL_{index}" for index in range(count))
     try:
-        ordered = {int(index): str(name) for index, name in names.items()}
-        return tuple(ordered[index] for index in range(len(ordered)))
+        ordered = {int(index): name for index, name in names.items()}
+        found = tuple(ordered[index] for index in range(len(ordered)))
     except (AttributeError, ValueError, KeyError):
         raise UserError(f"{where}: id2label is {names!r}; expected names for 0, 1, ... without gaps") from None
+    if not all(isinstance(name, str) for name in found) or len(set(found)) < len(names):
+        raise UserError(f"{where}: id2label is {names!r}; expected a name of its own for each class")
+    return found
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -312,7 +318,10 @@ def weight_files(directory: Path) -> list[Path]:
         table = read_json(index, "the index of a sharded model")
         if not isinstance(table, dict) or not isinstance(table.get("weight_map"), dict):
             raise UserError(f"{index}: no weight_map; expected the index of a sharded model")
-        shards = [directory / name for name in sorted(set(table["weight_map"].values()))]
+        names = list(table["weight_map"].values())
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{index}: weight_map is not a table of file names; copy it again")
+        shards = [directory / name for name in sorted(set(names))]
         for shard in shards:
             if shard.parent != directory or not shard.is_file():
                 raise UserError(f"{shard}: no such file, though {index} names it; copy all shards of the model")
@@ -340,16 +349,18 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with safe_open(path, framework="numpy") as handle:
-            return {name: _plain(handle, name) for name in handle.keys()}  # noqa: SIM118, not a dict
+            return {name: _plain(handle, name, path) for name in handle.keys()}  # noqa: SIM118, not a dict
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected weights in safetensors") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
 
 
-def _plain(handle: Any, name: str) -> np.ndarray:
+def _plain(handle: Any, name: str, path: Path) -> np.ndarray:
     try:
         value = handle.get_tensor(name)
     except TypeError as error:
-        raise UserError(f"{name}: {error}; expected float32 or float16; save the model in float32") from None
+        raise UserError(
+            f"{path}: tensor {name}: {error}; expected float32 or float16; save the model in float32"
+        ) from None
     return value.astype(np.float32) if value.dtype.kind == "f" and value.dtype != np.float32 else value

@@ -16,7 +16,17 @@ from safetensors.numpy import save_file
 
 from .. import __version__, params
 from ..errors import UserError
-from ..files import model_path, read_json, recover_directory, replace_directory, write_json, write_text
+from ..files import (
+    checksums,
+    damaged,
+    model_path,
+    read_object,
+    recover_directory,
+    refuse_foreign_links,
+    replace_directory,
+    write_json,
+    write_text,
+)
 from . import hub, zoo
 from .config import ModelConfig
 from .heads import TextModel
@@ -29,7 +39,9 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
+WEIGHTS_FILE = "model.safetensors"
 FIT_FILE = "fit_dense.safetensors"
+RECORD_FILE = "minddistill.json"
 OUTLINE_FILE = "outline.json"
 
 
@@ -48,12 +60,13 @@ class Weights:
     outline: str = ""
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of the configuration and the arrays."""
+        """Sixteen hexadecimal digits of the configuration and the arrays, those of `fit` among them."""
         if self.outline:
             return self.outline
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True, default=str).encode())
-        for path in sorted(self.values):
-            digest.update(np.ascontiguousarray(self.values[path]))
+        arrays = self.values | self.fit
+        for path in sorted(arrays):
+            digest.update(np.ascontiguousarray(arrays[path]))
         return digest.hexdigest()[:16]
 
     @property
@@ -76,9 +89,11 @@ def read_weights(path: str | Path, heads: int = 12) -> Weights:
     path = model_path(path)
     recover_directory(path)
     if (path / OUTLINE_FILE).is_file():
-        config = hub.config_from_hf(_object(path / "config.json"), str(path / "config.json"))
-        known = _object(path / OUTLINE_FILE)
-        return Weights(config.with_(pooler=bool(config.labels)), {}, path, {}, str(known["teacher"]))
+        config = _config(path)
+        known = read_object(path / OUTLINE_FILE, "the outline of a teacher")
+        if not isinstance(known.get("teacher"), str):
+            raise UserError(f"{path / OUTLINE_FILE}: no teacher's fingerprint; run minddistill cache-teacher again")
+        return Weights(config.with_(pooler=bool(config.labels)), {}, path, {}, known["teacher"])
     if path.is_dir():
         return _read_directory(path, hub.weight_files(path))
     if not path.exists():
@@ -93,8 +108,12 @@ def read_weights(path: str | Path, heads: int = 12) -> Weights:
 
 
 def _read_directory(directory: Path, files: list[Path]) -> Weights:
-    where = directory / "config.json"
-    config = hub.config_from_hf(_object(where), str(where))
+    refuse_foreign_links(directory)
+    config = _config(directory)
+    if (directory / RECORD_FILE).is_file():
+        record = read_object(directory / RECORD_FILE, "what made the model")
+        for path, problem in damaged(directory, record.get("files", {})):
+            raise UserError(f"{path}: {problem}; copy the model again, or remove {RECORD_FILE} if you changed it")
     tensors: dict[str, np.ndarray] = {}
     for file in files:
         tensors |= hub.read_safetensors(file)
@@ -104,16 +123,45 @@ def _read_directory(directory: Path, files: list[Path]) -> Weights:
         fit = hub.read_safetensors(directory / FIT_FILE)
     probe = hub.match_names(config, list(tensors), _paths(config, "untied"), str(files[0]))
     values = {path: tensors[name] for path, name in probe.items()}
+    _check_sizes(config, values, files[0])
+    for path, value in values.items():
+        if value.dtype != np.float32:
+            raise UserError(f"{files[0]}: tensor {probe[path]} is {value.dtype}; expected floating point; save it anew")
     if "pooler.weight" not in values:
         config = config.with_(pooler=bool(config.labels))
     return Weights(config, values, directory, fit)
 
 
-def _object(path: Path) -> Mapping[str, Any]:
-    values = read_json(path, "the configuration of a model directory")
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds {type(values).__name__}; expected a JSON object, the model's configuration")
-    return values
+def _config(directory: Path) -> ModelConfig:
+    path = directory / "config.json"
+    return hub.config_from_hf(read_object(path, "the configuration of a model directory"), str(path))
+
+
+def _check_sizes(config: ModelConfig, values: Mapping[str, np.ndarray], file: Path) -> None:
+    """See that a file holds arrays of the sizes that its configuration names, before any of such a size is made.
+
+    Raises:
+        UserError: names the array and both sizes.
+    """
+    heads = config.num_attention_heads * config.attention_head_size
+    last = f"encoder.layers.{config.num_hidden_layers - 1}"
+    wanted = {
+        "encoder.embeddings.word": (config.vocab_size, config.embedding_size),
+        "encoder.embeddings.position": (config.max_position_embeddings, config.embedding_size),
+        "encoder.embeddings.segment": (config.type_vocab_size, config.embedding_size),
+        f"{last}.query.weight": (heads, config.hidden_size),
+        f"{last}.intermediate.weight": (config.intermediate_size, config.hidden_size),
+    }
+    if config.num_labels:
+        wanted["classifier.weight"] = (config.num_labels, config.hidden_size)
+    for path, shape in wanted.items():
+        if path.startswith(last) and path not in values:
+            raise UserError(f"{file}: no layer {config.num_hidden_layers - 1}, though config.json says there is one")
+        if path in values and values[path].shape != shape:
+            raise UserError(
+                f"{file}: weights do not fit the model: {path} is {values[path].shape}, config.json says {shape}; "
+                "check that the configuration and the weights belong together"
+            )
 
 
 def _read_ckpt(path: Path, heads: int) -> Weights:
@@ -122,16 +170,27 @@ def _read_ckpt(path: Path, heads: int) -> Weights:
     values = {name: value for name, value in values.items() if name not in fit}
     where = path.parent / "config.json"
     if where.is_file():
-        config = hub.config_from_hf(_object(where), str(where))
+        config = _config(path.parent)
+        _check_sizes(config, values, path)
     else:
         config = zoo.config_from_arrays(values, heads, str(path))
     return Weights(config, values, path, fit)
 
 
 def _paths(config: ModelConfig, mlm: str) -> list[str]:
-    """Parameter paths of a model without building its arrays: one layer stands for all."""
+    """Parameter paths of a model without building its arrays: one narrow layer stands for all."""
+    width = 2
     probe = config.with_(
-        num_hidden_layers=1, vocab_size=1, max_position_embeddings=1, type_vocab_size=min(config.type_vocab_size, 1)
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        hidden_size=width,
+        intermediate_size=1,
+        embedding_size=width if config.embedding_size == config.hidden_size else 1,
+        vocab_size=1,
+        max_position_embeddings=1,
+        max_relative_position=1,
+        type_vocab_size=min(config.type_vocab_size, 1),
+        labels=config.labels[:1],
     )
     paths = list(params.named(TextModel(probe, mlm=mlm)))
     layer = [path for path in paths if path.startswith("encoder.layers.0.")]
@@ -227,15 +286,13 @@ def save(
     }
 
     def fill(part: Path) -> None:
-        save_file({names[path]: value for path, value in values.items()}, part / "model.safetensors", {"format": "pt"})
+        save_file({names[path]: value for path, value in values.items()}, part / WEIGHTS_FILE, {"format": "pt"})
         if fit:
             save_file(dict(fit), part / FIT_FILE)
-        write_json(part / "config.json", hub.config_to_hf(config))
-        write_json(part / "minddistill.json", record)
-        write_text(part / "README.md", _card(directory.name, config, record))
-        for name in TOKENIZER_FILES:
-            if tokenizer_from is not None and (tokenizer_from / name).is_file():
-                shutil.copyfile(tokenizer_from / name, part / name)
+        weights = [part / name for name in (WEIGHTS_FILE, FIT_FILE) if (part / name).is_file()]
+        describe(part, directory.name, config, record | {"files": checksums(weights)})
+        if tokenizer_from is not None:
+            copy_tokenizer(tokenizer_from, part)
 
     replace_directory(directory, fill)
     return directory
@@ -247,12 +304,30 @@ def save_outline(directory: Path, weights: Weights) -> Path:
     def fill(part: Path) -> None:
         write_json(part / "config.json", hub.config_to_hf(weights.config))
         write_json(part / OUTLINE_FILE, {"teacher": weights.fingerprint(), "source": str(weights.source)})
-        for name in TOKENIZER_FILES:
-            if (weights.directory / name).is_file():
-                shutil.copyfile(weights.directory / name, part / name)
+        copy_tokenizer(weights.directory, part)
 
     replace_directory(directory, fill)
     return directory
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what there is of tokenizer files from one directory to another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def describe(directory: Path, name: str, config: ModelConfig, record: Mapping[str, Any]) -> None:
+    """Write what stands beside a model's weights: `config.json`, `minddistill.json` (the record) and its card."""
+    write_json(directory / "config.json", hub.config_to_hf(config))
+    write_json(directory / RECORD_FILE, record)
+    write_text(directory / "README.md", _card(name, config, record))
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """What made the model in a directory; empty for one that was made elsewhere."""
+    path = directory / RECORD_FILE
+    return read_object(path, "what made the model") if path.is_file() else {}
 
 
 def _card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str:

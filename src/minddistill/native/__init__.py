@@ -12,7 +12,9 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from mindspore import ops
 from ..files import whole_file
 
 SWITCH = "MINDDISTILL_NATIVE"
+_wanted = ContextVar("fused kernels", default=True)
 _SOURCE = Path(__file__).with_name("kernels.c")
 # Not -ffast-math: infinities and NaN must come through for the overflow check, and linking with it changes how the
 # whole process treats small numbers.
@@ -54,7 +57,17 @@ _OUTPUTS = {"layer_norm_grad": 3, "bias_gelu_grad": 2, "add_norm_grad": 5}
 
 def available() -> bool:
     """Whether cells run the kernels: on CPU, compiled, and not switched off."""
-    return ms.get_context("device_target") == "CPU" and _library() is not None
+    return _wanted.get() and ms.get_context("device_target") == "CPU" and _library() is not None
+
+
+@contextmanager
+def off() -> Iterator[None]:
+    """Cells that are built inside keep MindSpore's own operators: a graph with ours cannot leave this machine."""
+    token = _wanted.set(False)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
 
 
 def operator(name: str) -> ops.Custom | None:

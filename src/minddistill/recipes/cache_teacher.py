@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import runtime
-from ..config import parse
-from ..distill.layer_map import layer_map
-from ..distill.objectives import check_heads
+from ..config import dump, parse
 from ..errors import UserError
 from ..models import store
 from . import common, teacher_cache
 from .flags import RunFlags, StepFlags, StudentFlags
 from .stage import open_run
-from .task_distill import Config, Learning, prepare
+from .task_distill import GROUPS, Config, Learning, prepare
 
 
 def run(config: Config, learning: Learning, student: StudentFlags, run_flags: RunFlags, step_flags: StepFlags) -> Path:
@@ -31,18 +29,17 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
     run_flags.output_dir = run_flags.output_dir or str(caches)
     config.do_eval = bool(config.eval_data_dir)
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags], place)
+    directory, log = open_run(run_flags, place)
     try:
+        if not place.rank:
+            dump(directory / "config.yaml", [config, learning, student, run_flags, step_flags])
         job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
         teacher = job.build(job.teacher, job.teacher.config)
-        if job.dev is not None:
-            shapes = common.eval_buckets(job.buckets, job.dev)
-            common.check_teacher(teacher, job.dev, shapes, learning.allow_weak_teacher, log.line)
+        job.check(teacher)
         pairs = None
         if config.td_phase1_epoch_size:
             wanted = student.config(job.teacher.config)
-            pairs = layer_map(student.layer_map, wanted.num_hidden_layers, job.teacher.config.num_hidden_layers)
-            check_heads(pairs, wanted.num_attention_heads, job.teacher.config.num_attention_heads)
+            pairs = common.matched_layers(student.layer_map, wanted, job.teacher.config, log)
         job.taught(pairs, teacher)
         outline = caches / f"teacher_{job.teacher.fingerprint()}"
         if not place.rank:
@@ -55,5 +52,4 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill cache-teacher`."""
-    groups = [Config, Learning, StudentFlags, RunFlags, StepFlags]
-    run(*parse("minddistill cache-teacher", "Keep a teacher's outputs for task distillation.", groups, argv))
+    run(*parse("minddistill cache-teacher", "Keep a teacher's outputs for task distillation.", GROUPS, argv))

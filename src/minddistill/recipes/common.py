@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import numpy as np
 
 from .. import params, runtime
 from ..config import numbers
-from ..data.loader import Loader, choose_buckets
+from ..data.loader import Loader, check_buckets, choose_buckets
 from ..data.records import Rows, read_rows
 from ..data.tokenizer import fingerprint, load_tokenizer
-from ..distill.layer_map import LayerMap
-from ..distill.objectives import FitDense
+from ..distill.layer_map import LayerMap, layer_map
+from ..distill.objectives import FitDense, check_heads
 from ..errors import UserError
 from ..evaluation import metrics
-from ..evaluation.evaluate import predict
+from ..evaluation.evaluate import predict, write_predictions
+from ..export.arrays import read_arrays
+from ..export.session import ONNX_FILE
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel, predict_function
@@ -27,27 +30,63 @@ EVAL_BATCH = 64
 
 
 def read_checked(
-    directory: str, flag_name: str, config: ModelConfig, tokenizer_dir: Path | None, task: str = "", **options: Any
+    directory: str,
+    flag_name: str,
+    config: ModelConfig,
+    tokenizer_dir: Path | None,
+    task: str = "",
+    log: RunLog | None = None,
+    **options: Any,
 ) -> Rows:
     """Read records and see that they fit a model: vocabulary, length, and the tokenizer where both name one.
 
     Args:
         flag_name: the flag that named the directory, for messages.
         task: what `--task_name` says; empty leaves it unchecked.
+        log: where the checks are told; None tells nothing.
         options: of `read_rows`.
 
     Raises:
         UserError: they do not.
     """
-    rows = read_rows(directory, vocab_size=config.vocab_size, flag=flag_name, **options)
+    check = log.check if log else _unsaid
+    with check(f"records {flag_name}") as found:
+        rows = read_rows(directory, vocab_size=config.vocab_size, flag=flag_name, **options)
+        _check_description(rows, directory, task)
+        found(described_rows(rows))
+    with check(f"vocabulary {flag_name}") as found:
+        _check_vocabulary(rows, directory, config, tokenizer_dir)
+        found(
+            f"ids below {config.vocab_size}, at most {config.max_length} tokens, tokenizer {rows.meta.get('tokenizer')}"
+        )
+    return rows
+
+
+@contextmanager
+def _unsaid(name: str) -> Iterator[Callable[..., None]]:
+    """A check that tells nobody what it found."""
+    yield lambda text, good=True: None
+
+
+def _check_description(rows: Rows, directory: str, task: str) -> None:
+    """See that `meta.json` names known metrics and the task asked for."""
+    unknown = [name for name in rows.meta.get("metrics", []) if name not in metrics.METRICS]
+    if unknown:
+        raise UserError(
+            f"{directory}: meta.json asks for the metric {unknown[0]!r}; expected {', '.join(metrics.METRICS)}"
+        )
+    made_for = rows.meta.get("task", "")
+    if task and made_for and task.lower() != made_for.lower():
+        raise UserError(f"--task_name {task}: the records in {directory} are of {made_for}")
+
+
+def _check_vocabulary(rows: Rows, directory: str, config: ModelConfig, tokenizer_dir: Path | None) -> None:
+    """See that a model can read the rows, and that its tokenizer made them."""
     if rows.seq_length > config.max_length:
         raise UserError(
             f"{directory}: rows of {rows.seq_length} tokens; the model reads at most {config.max_length}; "
             "prepare the records with a smaller --max_seq_length"
         )
-    made_for = rows.meta.get("task", "")
-    if task and made_for and task.lower() != made_for.lower():
-        raise UserError(f"--task_name {task}: the records in {directory} are of {made_for}")
     theirs = rows.meta.get("tokenizer")
     if theirs and tokenizer_dir is not None and any((tokenizer_dir / n).is_file() for n in store.TOKENIZER_FILES[:2]):
         mine = fingerprint(load_tokenizer(tokenizer_dir))
@@ -56,7 +95,21 @@ def read_checked(
                 f"{directory}: made with another tokenizer ({theirs}) than that of {tokenizer_dir} ({mine}); "
                 "prepare the records with the model's tokenizer"
             )
-    return rows
+
+
+def described(weights: store.Weights) -> str:
+    """A model in a line."""
+    shape = weights.config
+    return (
+        f"{weights.source}: {shape.family}, {shape.num_hidden_layers} layers of width {shape.hidden_size}, "
+        f"{shape.num_attention_heads} heads"
+    )
+
+
+def described_rows(rows: Rows) -> str:
+    """A record directory in a line."""
+    schema = "as their schema says" if (rows.directory / "schema.json").is_file() else "no schema beside them"
+    return f"{rows.directory}: {len(rows)} rows of {rows.seq_length} tokens at most {int(rows.length.max())} real, {schema}"
 
 
 def align_labels(weights: store.Weights, labels: Sequence[str], say: Callable[[str], None]) -> store.Weights:
@@ -68,18 +121,10 @@ def align_labels(weights: store.Weights, labels: Sequence[str], say: Callable[[s
     have = weights.config.labels
     if not labels or tuple(labels) == have:
         return weights
-    unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(have))
-    if unnamed and len(have) == len(labels):
+    order = label_order(have, labels, str(weights.source))
+    if order is None:
         say(f"The teacher {weights.source} does not name its labels; taken to be {', '.join(labels)} in this order")
         return store.Weights(weights.config.with_(labels=tuple(labels)), weights.values, weights.source, weights.fit)
-    low = [name.lower() for name in have]
-    wanted = [name.lower() for name in labels]
-    if sorted(low) != sorted(wanted):
-        raise UserError(
-            f"{weights.source}: trained on the labels {', '.join(have) or '(none: it has no classifier)'}; the records "
-            f"have {', '.join(labels)}; fine-tune a teacher on this task first (minddistill finetune)"
-        )
-    order = [low.index(name) for name in wanted]
     values = dict(weights.values)
     for name in ("classifier.weight", "classifier.bias"):
         values[name] = values[name][order]
@@ -87,11 +132,44 @@ def align_labels(weights: store.Weights, labels: Sequence[str], say: Callable[[s
     return store.Weights(weights.config.with_(labels=tuple(labels)), values, weights.source, weights.fit)
 
 
+def matched_layers(spec: str, student: ModelConfig, teacher: ModelConfig, log: RunLog) -> LayerMap:
+    """The layer map of `--layer_map`, for attention scores that can be compared.
+
+    Raises:
+        UserError: layers or heads do not go together.
+    """
+    with log.check("layers") as found:
+        pairs = layer_map(spec, student.num_hidden_layers, teacher.num_hidden_layers)
+        found(f"the student's {student.num_hidden_layers} learn from teacher layers {pairs.attention}")
+    with log.check("heads") as found:
+        check_heads(pairs, student.num_attention_heads, teacher.num_attention_heads)
+        found(f"{student.num_attention_heads}, as the teacher has")
+    return pairs
+
+
+def label_order(have: Sequence[str], labels: Sequence[str], source: str) -> list[int] | None:
+    """Where each of the data's labels is among a model's outputs; None where the model does not name its own.
+
+    Raises:
+        UserError: the model was not trained on these labels; names it by `source`.
+    """
+    if len(have) == len(labels) and all(name == f"LABEL_{index}" for index, name in enumerate(have)):
+        return None
+    low = [name.lower() for name in have]
+    wanted = [name.lower() for name in labels]
+    if sorted(low) != sorted(wanted):
+        raise UserError(
+            f"{source}: trained on the labels {', '.join(have) or '(none: it has no classifier)'}; the records "
+            f"have {', '.join(labels)}; fine-tune a teacher on this task first (minddistill finetune)"
+        )
+    return [low.index(name) for name in wanted]
+
+
 def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
     """The lengths of `--buckets`; `fixed` says why there can be only one.
 
     Raises:
-        UserError: a list was asked for where the length must be fixed.
+        UserError: a list was asked for where the length must be fixed, or the rows do not fit into it.
     """
     if spec == "off" or (fixed and spec == "auto"):
         return [rows.seq_length]
@@ -100,7 +178,9 @@ def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
             f"--buckets {spec}: --loss_mode reference and data sink need one fixed length; give --buckets off, "
             "or --loss_mode masked"
         )
-    return choose_buckets(rows.length, rows.seq_length) if spec == "auto" else numbers(spec, "--buckets")
+    if spec == "auto":
+        return choose_buckets(rows.length, rows.seq_length)
+    return check_buckets(numbers(spec, "--buckets"), rows)
 
 
 def note_data_sink(wanted: bool, place: runtime.Runtime, log: RunLog) -> None:
@@ -159,19 +239,32 @@ class Evaluator:
     def __init__(self, model: TextModel, rows: Rows, buckets: list[int] | None = None):
         self.loader = Loader(rows, EVAL_BATCH, buckets=buckets, shuffle=False)
         self.forward = predict_function(model)
-        self.regression = model.config.regression
+        self.config = model.config
+        self.found: np.ndarray | None = None
+        """Logits (N, C) of the latest measurement."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """True labels (N,), where the rows have them."""
+        return self.loader.rows.label if self.loader.rows.meta.get("labelled", True) else None
 
     def logits(self) -> np.ndarray:
         """Logits (N, C) of all rows, in their order."""
-        return predict(self.forward, self.loader)
+        self.found = predict(self.forward, self.loader)
+        return self.found
 
     def metrics(self, logits: np.ndarray | None = None) -> dict[str, float]:
         """The task's metrics, the main one first; none where the rows have no labels."""
-        rows = self.loader.rows
-        if rows.label is None or not rows.meta.get("labelled", True):
+        if self.labels is None:
             return {}
         found = self.logits() if logits is None else logits
-        return metrics.compute(rows.meta.get("metrics", ["accuracy"]), rows.label, found, self.regression)
+        names = self.loader.rows.meta.get("metrics", ["accuracy"])
+        return metrics.compute(names, self.labels, found, self.config.regression)
+
+    def write(self, path: Path) -> None:
+        """Write the predictions of the latest measurement."""
+        assert self.found is not None
+        write_predictions(path, self.found, self.labels, self.config.labels, self.config.regression)
 
 
 def eval_buckets(train: list[int], rows: Rows) -> list[int]:
@@ -183,17 +276,16 @@ def eval_buckets(train: list[int], rows: Rows) -> list[int]:
 
 def check_teacher(
     model: TextModel, rows: Rows, buckets: list[int], allow_weak: bool, say: Callable[[str], None]
-) -> float:
-    """Measure a teacher before anything is learnt from it. Returns its main metric.
+) -> Evaluator:
+    """Measure a teacher before anything is learnt from it. Returns what measured it.
 
     Raises:
         UserError: it does not beat the majority class (or, in a regression task, explains nothing).
     """
     evaluator = Evaluator(model, rows, buckets)
     logits = evaluator.logits()
-    found = evaluator.metrics(logits)
     if model.config.regression:
-        name, value, floor = "pearson", found["pearson"], 0.1
+        name, value, floor = "pearson", evaluator.metrics(logits)["pearson"], 0.1
     else:
         assert rows.label is not None
         floor = float(np.bincount(rows.label).max() / len(rows))
@@ -204,4 +296,27 @@ def check_teacher(
             f"the teacher's {name} on {rows.directory} is {value:.4f}, not above {floor:.4f} of the majority class; it "
             "was not trained on this task or its labels are mixed up; --allow_weak_teacher true goes on all the same"
         )
-    return next(iter(found.values()))
+    return evaluator
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The parts of paths that tell them apart: `teacher` and `student` for `runs/teacher/best` and `runs/student/best`.
+
+    Raises:
+        UserError: a path is given twice.
+    """
+    parts = [Path(path).parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise UserError(f"--models {' '.join(paths)}: one of them twice; give each model once")
+    depth, end = 1, 0
+    while len({part[-depth:] for part in parts}) < len(parts):
+        end = depth if len({part[-depth:] for part in parts}) == 1 else end
+        depth += 1
+    return ["/".join(part[-depth : len(part) - end]) for part in parts]
+
+
+def arrays(path: Path) -> Mapping[str, np.ndarray]:
+    """The weights of a model directory, MindSpore's or ONNX, by path; without a masked-LM head."""
+    graph = path / ONNX_FILE
+    values = read_arrays(graph) if graph.is_file() else store.read_weights(path).values
+    return {name: value for name, value in values.items() if not name.startswith("mlm.")}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from .. import runtime
+from ..bench.report import Column, Section, Table, write_report
 from ..config import flag, parse
 from ..data.loader import choose_buckets
+from ..data.records import Rows
 from ..data.tasks import TASKS
 from ..errors import UserError
-from ..evaluation.evaluate import write_predictions, write_submission
-from ..files import write_json
+from ..evaluation.evaluate import read_predictions, write_submission
+from ..files import read_json, remove_parts, write_json
 from ..models import store
-from . import common
+from . import common, comparison, report
+
+_NOTES = "evaluated.json"
 
 
 @dataclass
@@ -25,7 +30,8 @@ class Config:
     data_dir: str = flag("", "record directory, or several with commas between (MNLI's matched and mismatched)")
     schema_dir: str = flag("", "path of the schema file; the record directory's own by default")
     dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
-    output_dir: str = flag("", "where metrics.json and predictions go; empty prints only")
+    verify_records: bool = flag(True, "check the checksums of the records")
+    output_dir: str = flag("", "where metrics.json, predictions and evaluation.html go; empty prints only")
     submission: bool = flag(False, "write GLUE's test file of each record directory into output_dir")
     task_name: str = flag("", "the records' task; checked where given")
     num_attention_heads: int = flag(12, "attention heads of a .ckpt that has no config.json beside it")
@@ -35,6 +41,8 @@ class Config:
 
 def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, float]]:
     """Print and return the metrics of each record directory, by its name.
+
+    With `--output_dir`, what was measured there before, of the same model on the same records, is not measured again.
 
     Args:
         flag_name: the flag that named the directories, for messages.
@@ -46,23 +54,49 @@ def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, fl
     if config.submission and not config.output_dir:
         raise UserError("--submission true: --output_dir is empty; expected where to write the files")
     weights = store.read_weights(config.model, config.num_attention_heads)
-    if not weights.config.num_labels:
-        raise UserError(f"{config.model}: an encoder without a classifier; fine-tune it first (minddistill finetune)")
+    weights.config.require_classifier(config.model)
     directories = [name.strip() for name in config.data_dir.split(",") if name.strip()]
     if not directories:
         raise UserError(f"{flag_name} is empty; expected a record directory")
     if len({Path(directory).name for directory in directories}) < len(directories):
         raise UserError(f"{flag_name} {config.data_dir}: two directories of one name; evaluate them one by one")
-    found = {Path(name).name: _measure(config, weights, name, flag_name) for name in directories}
+    if config.output_dir:
+        remove_parts(Path(config.output_dir))
+    measured = [_measure(config, weights, name, flag_name) for name in directories]
+    found = {rows.directory.name: scores for rows, scores in measured}
     if config.output_dir:
         write_json(Path(config.output_dir) / "metrics.json", found)
+        print(f"Report: {_report(config, weights, measured)}")
     return found
 
 
-def _measure(config: Config, weights: store.Weights, directory: str, flag_name: str) -> dict[str, float]:
-    options = {"kind": config.dataset_type, "schema_file": config.schema_dir}
-    shape = weights.config
-    rows = common.read_checked(directory, flag_name, shape, weights.directory, config.task_name, **options)
+def _measure(config: Config, weights: store.Weights, directory: str, flag_name: str) -> tuple[Rows, dict[str, float]]:
+    """The rows of a record directory and the metrics on them."""
+    options = {"kind": config.dataset_type, "schema_file": config.schema_dir, "verify": config.verify_records}
+    rows = common.read_checked(directory, flag_name, weights.config, weights.directory, config.task_name, **options)
+    if not config.output_dir:
+        return rows, _metrics(config, weights, rows)
+    notes, name = Path(config.output_dir) / _NOTES, rows.directory.name
+    known = read_json(notes, "the notes of earlier evaluations") if notes.is_file() else {}
+    of = {"model": weights.fingerprint(), "records": rows.files, "submission": config.submission}
+    if known.get(name, {}).get("of") == of and _predictions(config, rows).is_file():
+        print(f"{directory}: measured before, {_shown(known[name]['metrics'])}")
+        return rows, known[name]["metrics"]
+    found = _metrics(config, weights, rows)
+    write_json(notes, known | {name: {"of": of, "metrics": found}})
+    return rows, found
+
+
+def _predictions(config: Config, rows: Rows) -> Path:
+    return Path(config.output_dir) / f"predictions_{rows.directory.name}.tsv"
+
+
+def _shown(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6f}" for name, value in found.items()) or "no labels"
+
+
+def _metrics(config: Config, weights: store.Weights, rows: Rows) -> dict[str, float]:
+    shape, directory = weights.config, rows.directory
     aligned = common.align_labels(weights, [] if shape.regression else rows.meta.get("labels", []), print)
     if not shape.regression:
         rows.check_classes(aligned.config.num_labels)
@@ -70,14 +104,10 @@ def _measure(config: Config, weights: store.Weights, directory: str, flag_name: 
     evaluator = common.Evaluator(model, rows, choose_buckets(rows.length, rows.seq_length, most=3))
     logits = evaluator.logits()
     found = evaluator.metrics(logits)
-    shown = ", ".join(f"{name} {value:.6f}" for name, value in found.items()) or "no labels"
-    print(f"{directory}: {len(rows)} rows, {shown}")
+    print(f"{directory}: {len(rows)} rows, {_shown(found)}")
     if config.output_dir:
-        labelled = rows.meta.get("labelled", True)
         out = Path(config.output_dir)
-        labels = rows.label if labelled else None
-        path = out / f"predictions_{Path(directory).name}.tsv"
-        write_predictions(path, logits, labels, aligned.config.labels, shape.regression)
+        evaluator.write(_predictions(config, rows))
         if config.submission:
             task = TASKS.get(rows.meta.get("task", ""))
             name = task.submission.get(rows.meta.get("split", "")) if task else None
@@ -85,6 +115,24 @@ def _measure(config: Config, weights: store.Weights, directory: str, flag_name: 
                 raise UserError(f"{directory}: not a GLUE test split; --submission needs one that prepare-task wrote")
             write_submission(out / name, logits, shape.regression, rows.meta["raw_labels"])
     return found
+
+
+def _report(config: Config, weights: store.Weights, measured: Sequence[tuple[Rows, dict[str, float]]]) -> Path:
+    """Write `evaluation.html`. Returns its path."""
+    shape, scores = weights.config, measured[0][1]
+    columns = [Column("records"), Column("rows", ",d"), *(Column(name, ".4f") for name in scores)]
+    table = Table(columns, [[rows.directory.name, len(rows), *found.values()] for rows, found in measured])
+    model = comparison.measured("model", str(weights.source), scores)
+    sections = [Section("Metrics", table=table), Section("Model", table=comparison.model_table([model]))]
+    for rows, found in measured:
+        if found:
+            # Predictions are in the order of the records' labels.
+            ordered = shape if shape.regression else shape.with_(labels=rows.meta.get("labels") or shape.labels)
+            logits = {"model": read_predictions(_predictions(config, rows))}
+            sections += comparison.compare(rows, ordered, weights.directory, logits, rows.directory.name)
+    sections.append(report.environment_section())
+    path = Path(config.output_dir) / "evaluation.html"
+    return write_report(path, "Evaluation", str(weights.source), comparison.headline([model]), sections)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .. import runtime
 from ..config import flag, parse
@@ -13,9 +15,10 @@ from ..distill.objectives import Labels
 from ..errors import UserError
 from ..models import store
 from ..train.log import RunLog
-from . import common
+from . import common, report
+from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
-from .stage import Stage, open_run, run_stage
+from .stage import Stage, Work, open_run, run_stage
 
 
 @dataclass
@@ -26,7 +29,7 @@ class Config:
     train_data_dir: str = flag("", "record directory to train on")
     eval_data_dir: str = flag("", "record directory that selects the best model; empty keeps the last")
     schema_dir: str = flag("", "schema file, where the record directories have none")
-    dataset_type: str = flag("tfrecord", "tfrecord or mindrecord")
+    dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
     epoch_size: int = flag(3, "epochs")
     patience: int = flag(0, "epochs without a better dev metric after which to stop; 0 never")
     eval_steps: int = flag(0, "steps between evaluations besides the end of each epoch; 0 for none")
@@ -45,14 +48,16 @@ def run(config: Config, optim: OptimFlags, run_flags: RunFlags, step_flags: Step
         UserError: flags, records or model do not go together.
     """
     place = runtime.start(config.device_target, config.device_id)
-    directory, log = open_run(run_flags, [config, optim, run_flags, step_flags], place)
+    directory, log = open_run(run_flags, place)
     try:
-        return _run(config, optim, run_flags, step_flags, place, directory, log)
+        result = run_stage(prepare(config, optim, run_flags, step_flags, place, directory, log))
+        report.at_end(directory, log)
+        return result
     finally:
         log.close()
 
 
-def _run(
+def prepare(
     config: Config,
     optim: OptimFlags,
     run_flags: RunFlags,
@@ -60,74 +65,99 @@ def _run(
     place: runtime.Runtime,
     directory: Path,
     log: RunLog,
-) -> tuple[Path, dict[str, float]]:
-    weights = store.read_weights(config.model, config.num_attention_heads)
-    options = {"kind": config.dataset_type, "schema_file": config.schema_dir}
+) -> Stage:
+    """Read and check what the flags name; the stage that they describe.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    with log.check("model") as found:
+        weights = store.read_weights(config.model, config.num_attention_heads)
+        found(common.described(weights))
+    options = {
+        "kind": config.dataset_type,
+        "schema_file": config.schema_dir,
+        "verify": run_flags.verify_records,
+        "log": log,
+    }
     train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
     names, regression = train.meta.get("labels", []), bool(train.meta.get("regression"))
-    if not regression:
-        names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
-        train.check_classes(len(names))
+    with log.check("labels") as found:
+        if not regression:
+            names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
+            train.check_classes(len(names))
+        found("a number" if regression else ", ".join(names))
     model_config = weights.config.with_(
         labels=("score",) if regression else tuple(names),
         regression=regression,
         pooler=True,
         relu_before_classifier=config.relu_before_classifier,
     )
-    model = store.build(
-        weights if weights.config.labels == model_config.labels else _without_classifier(weights),
-        model_config,
-        seed=run_flags.seed,
-        may_miss=("classifier.", "pooler."),
-        **runtime.precision(step_flags.compute_type, step_flags.dtype, place.device),
-    )
     buckets = common.buckets_for(step_flags.buckets, train, fixed=False)
-    loader = Loader(train, step_flags.batch_size, buckets=buckets, seed=run_flags.seed)
-    evaluate = None
+    load = Load(
+        model_config.parameters, model_config, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {}
+    )
+    check_load(load, directory, place.device, log)
+    dev = None
     if config.eval_data_dir:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", model_config, None, **options)
-        if not regression:
-            dev.check_classes(len(names))
-        if dev.meta.get("labels", names) != names:
-            raise UserError(f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}")
-        evaluate = common.Evaluator(model, dev, common.eval_buckets(buckets, dev)).metrics
+        with log.check("labels to evaluate") as found:
+            if not regression:
+                dev.check_classes(len(names))
+            if dev.meta.get("labels", names) != names:
+                raise UserError(
+                    f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}"
+                )
+            found("the same")
 
-    def save(name: str, found: dict[str, float]) -> Path:
-        return store.save(
-            directory / name,
-            model,
-            tokenizer_from=weights.directory,
-            command="minddistill finetune",
-            parents={"encoder": str(config.model)},
-            data={"train": str(config.train_data_dir), "rows": len(train), "task": train.meta.get("task", "")},
-            metrics=found,
+    def build() -> Work:
+        model = store.build(
+            weights if weights.config.labels == model_config.labels else _without_classifier(weights),
+            model_config,
+            seed=run_flags.seed,
+            may_miss=("classifier.", "pooler."),
+            **runtime.precision(step_flags.compute_type, step_flags.dtype, place.device),
         )
 
-    stage = Stage(
+        loader = Loader(train, step_flags.batch_size, buckets=buckets, seed=run_flags.seed)
+        evaluator = None if dev is None else common.Evaluator(model, dev, common.eval_buckets(buckets, dev))
+
+        def save(name: str, found: Mapping[str, float]) -> Path:
+            if name == "best" and evaluator is not None:
+                evaluator.write(directory / report.BEST_PREDICTIONS)
+            return store.save(
+                directory / name,
+                model,
+                tokenizer_from=weights.directory,
+                command="minddistill finetune",
+                parents={"encoder": str(config.model)},
+                data={"train": str(config.train_data_dir), "rows": len(train), "task": train.meta.get("task", "")},
+                metrics=found,
+            )
+
+        return Work(Distiller(model, None, Labels(regression)), loader, save, evaluator and evaluator.metrics)
+
+    return Stage(
         name="finetune",
         directory=directory,
-        build=lambda: (Distiller(model, None, Labels(regression)), loader),
+        build=build,
         epochs=config.epoch_size,
         optim=optim.optim(),
         step=step_config(step_flags, optim),
         flags=run_flags,
         runtime=place,
         log=log,
-        save=save,
-        evaluate=evaluate,
+        groups=[config, optim, run_flags, step_flags],
+        content={
+            "model": {"weights": weights.fingerprint()},
+            "train_data_dir": train.files,
+            "eval_data_dir": {} if dev is None else dev.files,
+        },
         eval_steps=config.eval_steps,
         save_steps=config.save_checkpoint_step,
         keep=config.max_ckpt_num,
         patience=config.patience,
-        identity={
-            "model": str(config.model),
-            "train": str(config.train_data_dir),
-            "rows": len(train),
-            "buckets": buckets,
-        }
-        | step_flags.identity(),
     )
-    return run_stage(stage)
 
 
 def _without_classifier(weights: store.Weights) -> store.Weights:
@@ -135,7 +165,10 @@ def _without_classifier(weights: store.Weights) -> store.Weights:
     return store.Weights(weights.config, values, weights.source, weights.fit)
 
 
+GROUPS = [Config, OptimFlags, RunFlags, StepFlags]
+examine = prepare  # all that `minddistill doctor` looks at
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill finetune`."""
-    groups = [Config, OptimFlags, RunFlags, StepFlags]
-    run(*parse("minddistill finetune", "Train an encoder on a task.", groups, argv))
+    run(*parse("minddistill finetune", "Train an encoder on a task.", GROUPS, argv))

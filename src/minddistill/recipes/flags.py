@@ -18,9 +18,18 @@ class RunFlags:
     """The run."""
 
     output_dir: str = flag("", "run directory: config.yaml, log.txt, metrics.jsonl, checkpoints, best and last models")
-    resume: bool = flag(True, "go on from the newest whole checkpoint in output_dir")
+    resume: bool | Literal["auto"] = flag(
+        "auto",
+        "go on with the earlier run in output_dir: auto (if there is one), true (there must be), false (start over)",
+    )
     seed: int = flag(42, "fixes initial weights, order of rows and dropout")
     log_interval: int = flag(100, "steps between two lines of the log")
+    max_skipped_steps: int = flag(20, "overflows in a row after which to stop, with the rows of the batch saved")
+    verify_records: bool = flag(True, "check the checksums of the records, once, before the first epoch")
+
+    def __post_init__(self) -> None:
+        if self.max_skipped_steps < 1:
+            raise UserError(f"--max_skipped_steps {self.max_skipped_steps}: expected a positive whole number")
 
 
 @dataclass
@@ -67,9 +76,9 @@ class StepFlags:
     )
     dtype: Literal["float16", "float32"] = flag("float32", "type of the hidden states between layers")
 
-    def identity(self) -> dict[str, Any]:
-        """What makes another run of it, besides what the step's own configuration says."""
-        return {name: getattr(self, name) for name in ("batch_size", "compute_type", "dtype")}
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"--batch_size {self.batch_size}: expected a positive whole number")
 
 
 @dataclass

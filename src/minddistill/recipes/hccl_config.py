@@ -90,17 +90,21 @@ def _checked(path: Path, table: Any, text: str, ranks: bool = True) -> list[dict
     if str(table.get("server_count", len(servers))) != str(len(servers)):
         raise fail(f"server_count is {table['server_count']!r}, server_list has {len(servers)}", "server_count")
     seen: dict[str, int] = {}
+    names: set[str] = set()
     found_ranks = []
     for number, server in enumerate(servers, 1):
         name = server.get("server_id") if isinstance(server, dict) else None
         if not isinstance(name, str) or not isinstance(server.get("device"), list) or not server["device"]:
             raise fail(f"server {number} has no server_id or no device list", "server_id", number)
+        if name in names:
+            raise fail(f"server {name} is there twice; list its devices once", name, 2)
+        names.add(name)
         ids: set[str] = set()
         for device in server["device"]:
             for field in ("device_id", "device_ip", "rank_id"):
                 if not isinstance(device, dict) or not isinstance(device.get(field), str):
                     raise fail(f"a device of server {name} has no {field} (text); expected it beside {device}", name)
-            if not device["device_id"].isdigit() or not device["rank_id"].isdigit():
+            if not all(re.fullmatch("[0-9]{1,9}", device[field]) for field in ("device_id", "rank_id")):
                 raise fail(f"device_id {device['device_id']!r}, rank_id {device['rank_id']!r}: expected numbers", name)
             if device["device_id"] in ids:
                 raise fail(f"device {device['device_id']} of server {name} is there twice", device["device_ip"], 2)

@@ -17,7 +17,8 @@ from ..data import records
 from ..data.corpus import chunks, corpus_files, fill_segments, mask_tokens, sentences
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
-from ..files import model_path, read_json, require_directory, whole_file, write_json
+from ..files import checksum, model_path, read_json, require_directory, whole_file, write_json
+from .resume import begin_records
 
 _CHUNK_CHARACTERS = 1_000_000
 _ROWS_A_SHARD = 50_000
@@ -56,35 +57,18 @@ def run(config: Config) -> dict:
         raise UserError(f"--max_seq_length {config.max_seq_length}: expected at least 8")
     if not 0 <= config.masked_lm_prob < 1:
         raise UserError(f"--masked_lm_prob {config.masked_lm_prob}: expected a number from 0 up to, not including, 1")
-    out, work = Path(config.output_dir), Path(config.output_dir) / ".work"
-    plan = {key: value for key, value in asdict(config).items() if key not in ("workers", "output_dir", "tokenizer")}
-    plan |= {"tokenizer": fingerprint(tokenizer), "bytes": [file.stat().st_size for file in files]}
-    _check_plan(out, plan)
-    if (out / "meta.json").is_file():
-        meta = read_json(out / "meta.json", "the description of the records")
+    out = Path(config.output_dir)
+    plan = {key: value for key, value in asdict(config).items() if key not in ("workers", "output_dir")}
+    plan |= {"tokenizer": fingerprint(tokenizer), "input": {str(file): checksum(file) for file in files}}
+    workers = config.workers or os.cpu_count() or 1
+    meta, begun_with = begin_records(out, plan, workers)
+    if meta:
         print(f"{out}: finished before, {meta['rows']} rows")
         return meta
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / "plan.json", plan)
-    with ProcessPoolExecutor(config.workers or os.cpu_count() or 1) as pool:
-        counts, again = _tokenize(pool, files, config, directory, work)
-        meta = _write_shards(pool, counts, config, directory, out, work, again)
-    for file in work.iterdir():
-        file.unlink()
-    work.rmdir()
-    return meta
-
-
-def _check_plan(out: Path, plan: dict) -> None:
-    for file, where in ((out / ".work" / "plan.json", None), (out / "meta.json", "plan")):
-        if file.is_file():
-            found = read_json(file, "the plan of an earlier run")
-            found = found.get(where) if where else found
-            changed = [key for key in plan if (found or {}).get(key) != plan[key]]
-            if changed:
-                raise UserError(
-                    f"{out}: an earlier run had another {changed[0]}; choose another --output_dir or remove it"
-                )
+    with ProcessPoolExecutor(workers) as pool:
+        counts, again = _tokenize(pool, files, config, directory, out / records.WORK)
+        shards = max(-(-sum(counts) // _ROWS_A_SHARD), min(begun_with, sum(counts)))
+        return _write_shards(pool, counts, shards, config, directory, out, plan, again)
 
 
 def _tokenize(
@@ -127,14 +111,14 @@ def _chunk(index: int, group: list[list[str]], length: int, seed: int, directory
 def _write_shards(
     pool: ProcessPoolExecutor,
     counts: list[int],
+    shards: int,
     config: Config,
     directory: Path,
     out: Path,
-    work: Path,
+    plan: dict,
     again: int,
 ) -> dict:
     total = sum(counts)
-    shards = max(-(-total // _ROWS_A_SHARD), min(config.workers or os.cpu_count() or 1, total))
     tokenizer = load_tokenizer(directory)
     length = config.max_seq_length
     extra = {}
@@ -149,7 +133,7 @@ def _write_shards(
         config=config,
         directory=directory,
         out=out,
-        work=work,
+        work=out / records.WORK,
         columns=table["columns"],
     )
     list(pool.map(make, range(shards)))
@@ -163,7 +147,7 @@ def _write_shards(
         "rows": total,
         "repeated_tokens": again / (total * length),
         "source": config.input,
-        "plan": read_json(work / "plan.json", "the plan"),
+        "plan": plan,
     }
     records.finish_directory(out, table, meta)
     print(

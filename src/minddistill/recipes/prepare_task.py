@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from ..data import records
 from ..data.tasks import CUSTOM, Example, Task, encode_label, label_table, read_examples, task_named
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id
 from ..errors import UserError
-from ..files import model_path, require_directory
+from ..files import checksum, model_path, require_directory
+from .resume import begin_records
 
 _ROWS_A_SHARD = 20_000
 _ROWS_A_CHUNK = 512
@@ -43,6 +44,8 @@ class Config:
 
 def run(config: Config) -> dict[str, dict]:
     """Write every split that has a file. Returns the `meta.json` of each by split.
+
+    Run again with the same flags, it goes on with the splits and shards that are missing.
 
     Raises:
         UserError: a flag, file, row or label is wrong.
@@ -86,7 +89,6 @@ def run(config: Config) -> dict[str, dict]:
             "source": path.name,
         }
         _write_split(Path(config.output_dir) / split, path, examples, task, table, meta, tokenizer_dir, config)
-        print(f"{split}: {len(examples)} rows of {path} in {Path(config.output_dir) / split}")
         found[split] = meta
     return found
 
@@ -128,17 +130,18 @@ def _write_split(
     tokenizer_dir: Path,
     config: Config,
 ) -> None:
-    if directory.exists() and any(directory.iterdir()) and not (directory / "schema.json").exists():
-        foreign = [file.name for file in directory.iterdir() if "record" not in file.name]
-        if foreign:
-            raise UserError(f"{directory}: holds {foreign[0]}, which is not ours; choose an empty --output_dir")
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "meta.json").unlink(missing_ok=True)
-    for old in [file for suffix in (".tfrecord", ".mindrecord", ".db") for file in directory.glob(f"*{suffix}")]:
-        old.unlink()
-    count = -(-len(examples) // _ROWS_A_SHARD)
     workers = config.workers or os.cpu_count() or 1
-    count = max(count, min(workers, len(examples) // 2000)) or 1
+    unused = ("workers", "output_dir", "data_dir", "train_file", "dev_file", "test_file")
+    plan = {name: value for name, value in asdict(config).items() if name not in unused}
+    plan |= {"tokenizer": meta["tokenizer"], "max_seq_length": meta["seq_length"], "labels": meta["raw_labels"]}
+    source_flag = "data_dir" if config.data_dir else f"{meta['split']}_file"
+    plan[source_flag] = {source.name: checksum(source)}
+    finished, begun_with = begin_records(directory, plan, workers)
+    if finished:
+        print(f"{meta['split']}: finished before, {finished['rows']} rows in {directory}")
+        return
+    count = -(-len(examples) // _ROWS_A_SHARD)
+    count = max(count, min(begun_with, len(examples) // 2000)) or 1
     size = -(-len(examples) // count)
     kind = "float32" if task.regression else "int64"
     columns = records.schema(meta["seq_length"], len(examples), kind)
@@ -162,7 +165,8 @@ def _write_split(
     else:
         with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
             list(pool.map(make, jobs))
-    records.finish_directory(directory, columns, meta)
+    records.finish_directory(directory, columns, meta | {"plan": plan})
+    print(f"{meta['split']}: {meta['rows']} rows of {source} in {directory}")
 
 
 def _write_shard(
@@ -174,8 +178,10 @@ def _write_shard(
     tokenizer_dir: Path,
     pad: int,
 ) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
     path, start, examples = job
+    if path.is_file():
+        return
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
     length = columns["columns"]["input_ids"]["shape"][0]
     tokenizer = load_tokenizer(tokenizer_dir)
     tokenizer.enable_truncation(length, strategy="longest_first")

@@ -12,12 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import params, runtime
+from ..bench.plots import curves
+from ..bench.report import Section, write_report
 from ..config import flag, parse
+from ..data.records import read_rows
 from ..errors import UserError
+from ..evaluation.evaluate import read_predictions
 from ..files import model_path, read_json, replace_directory, require_directory, write_json
 from ..models import store
 from ..models.heads import predict_function
-from . import evaluate, finetune, prepare_task, task_distill
+from ..train.log import read_metrics
+from . import comparison, evaluate, finetune, prepare_task, report, task_distill
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
 
 _EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "sentiment"
@@ -128,10 +133,11 @@ def run(config: Config) -> dict:
         "seconds": round(spent["total"], 1),
     }
     write_json(out / "summary.json", summary)
+    _report(out, source, found, sizes)
     say.print(_table(found, sizes))
     say.print(
         f"Records in {out / 'data'}, teacher in {out / 'teacher'}, student in {out / 'student'}, "
-        f"predictions in {out / 'evaluation'}, figures in {out / 'summary.json'}"
+        f"predictions in {out / 'evaluation'}, figures in {out / 'summary.json'} and {out / report.NAME}"
     )
     return summary
 
@@ -172,6 +178,32 @@ def _table(found: dict[str, float], sizes: dict[str, tuple[int, float, float]]) 
             name, kept, f"{count / 1e6:.1f} M", f"{size:.1f}", f"{milliseconds:.2f}", f"{base / milliseconds:.2f}x"
         )
     return table
+
+
+def _report(out: Path, source: Path, found: dict[str, float], sizes: dict[str, tuple[int, float, float]]) -> None:
+    """Write the report of the whole job: both models on the test rows, and the student's curves."""
+    models = [comparison.measured(name, str(out / name), {"accuracy": value}) for name, value in found.items()]
+    milliseconds = [sizes[name][2] for name in found]
+    cost = {"ms a sentence": milliseconds, "times faster": [milliseconds[0] / value for value in milliseconds]}
+    rows = read_rows(out / "data" / "test")
+    logits = {name: read_predictions(out / "evaluation" / name / "predictions_test.tsv") for name in found}
+    config = store.read_weights(out / "student").config
+    sections = [
+        Section(
+            "Models",
+            f"Test accuracy; latency of one sentence of {_LENGTH} tokens.",
+            table=comparison.model_table(models, cost),
+        ),
+        Section(
+            "Curves",
+            "Of the student; the teacher's are in runs/teacher.",
+            figures=curves(read_metrics(out / "runs" / "student")),
+        ),
+        *comparison.compare(rows, config, out / "student", logits),
+        report.environment_section(),
+    ]
+    faster = ("Latency", f"{milliseconds[-1]:.1f} ms", f"{cost['times faster'][-1]:.2f} times faster")
+    write_report(out / report.NAME, "Quick start", str(source), [*comparison.headline(models), faster], sections)
 
 
 def main(argv: list[str] | None = None) -> None:

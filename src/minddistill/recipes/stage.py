@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,32 @@ from ..config import dump
 from ..data.loader import Loader
 from ..distill.distiller import Distiller
 from ..errors import UserError
-from ..files import write_json
-from ..train.checkpoint import Checkpoints, TrainState
+from ..files import read_json, remove_parts, write_json
+from ..train.checkpoint import Checkpoints, Saved, TrainState
 from ..train.log import RunLog
 from ..train.loop import Hook, Prefetched, Stopped, fit
 from ..train.optim import OptimConfig, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
+from ..train.watch import INTERVAL, Watch
+from . import resume
 from .flags import RunFlags
+
+DONE = "done.json"
+
+
+@dataclass
+class Work:
+    """What a stage works with, once it is built.
+
+    Attributes:
+        save: writes the model directory of a name (best, last) with its metrics.
+        evaluate: the metrics that choose the best model, the main one first.
+    """
+
+    cell: Distiller
+    batches: Loader
+    save: Callable[[str, Mapping[str, float]], Path]
+    evaluate: Callable[[], dict[str, float]] | None = None
 
 
 @dataclass
@@ -32,26 +50,30 @@ class Stage:
 
     Of several processes only the first evaluates, saves and writes.
 
-    `build` makes the cell and its batches; it is not called for a stage that was finished before.
+    Attributes:
+        build: makes models and batches; it is not called for a stage that was finished before.
+        groups: all flags of the command.
+        content: fingerprints of what the stage reads, by flag and by file or part.
+        free: flags that have no part in this stage.
     """
 
     name: str
     directory: Path
-    build: Callable[[], tuple[Distiller, Loader]]
+    build: Callable[[], Work]
     epochs: int
     optim: OptimConfig
     step: StepConfig
     flags: RunFlags
     runtime: runtime.Runtime
     log: RunLog
-    save: Callable[[str, Mapping[str, float]], Path]
-    evaluate: Callable[[], dict[str, float]] | None = None
+    groups: Sequence[Any]
+    content: Mapping[str, Mapping[str, str]]
+    free: Collection[str] = ()
     eval_steps: int = 0
     save_steps: int = 0
     keep: int = 1
     patience: int = 0
     most_steps: int = 0
-    identity: dict[str, Any] = field(default_factory=dict)
 
     def step_of(self, cell: Distiller, updates: int) -> tuple[nn.Optimizer, LossScale, Callable[..., tuple]]:
         """The optimiser over so many updates, the loss scale, and the training step that uses both."""
@@ -71,16 +93,29 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
         UserError: an earlier run in the same directory is another one.
         KeyboardInterrupt: stopped by a signal, with the state saved.
     """
-    done = stage.directory / "done.json"
-    identity = stage.identity | {"stage": stage.name, "epochs": stage.epochs, "seed": stage.flags.seed}
-    # What JSON makes of it is what is compared: tuples become lists.
-    identity = json.loads(json.dumps(identity | {"optim": vars(stage.optim), "step": vars(stage.step)}))
-    if stage.flags.resume and done.is_file():
-        record = json.loads(done.read_text())
-        if record["identity"] == identity:
-            stage.log.line(f"{stage.name}: finished before; its result is {record['result']}")
-            return Path(record["result"]), record["metrics"]
-    cell, train = stage.build()
+    identity = resume.identity(stage.groups, stage.content, stage.free, stage.runtime.size)
+    done, checkpoints = stage.directory / DONE, Checkpoints(stage.directory / "checkpoints", stage.keep)
+    if done.is_file():
+        record = read_json(done, "the note of a finished stage")
+        resume.refuse_another(done, record["identity"], identity)
+        result = stage.directory / record["result"]
+        stage.log.line(f"{stage.name}: finished before; its result is {result}")
+        return result, record["metrics"]
+    saved, broken = checkpoints.newest()
+    if broken:
+        stage.log.line(f"{stage.name}: passed over as broken in {checkpoints.directory}: {', '.join(broken)}")
+    if saved:
+        resume.refuse_another(saved.file, saved.identity, identity)
+    if stage.log.directory is not None:
+        dump(stage.log.directory / "config.yaml", stage.groups)
+    return _train(stage, identity, checkpoints, saved)
+
+
+def _train(
+    stage: Stage, identity: dict[str, Any], checkpoints: Checkpoints, saved: Saved | None
+) -> tuple[Path, dict[str, float]]:
+    work = stage.build()
+    cell, train = work.cell, work.batches
     total = len(train) * stage.epochs
     updates = -(-len(train) // stage.step.accumulate) * stage.epochs
     if stage.most_steps:
@@ -88,46 +123,54 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
         updates = min(updates, -(-total // stage.step.accumulate))
     optimizer, scale, step = stage.step_of(cell, updates)
     state = TrainState(cell.trained(), optimizer, scale, identity)
-    checkpoints = Checkpoints(stage.directory / "checkpoints", stage.keep)
-    if stage.flags.resume:
-        line = checkpoints.restore(state)
-        if line:
-            stage.log.line(line)
+    if saved:
+        saved.into(state)
+        stage.log.line(f"Resumed from {saved.file} (epoch {state.epoch + 1}, step {state.step})")
+    stage.log.rewind(stage.name, state.step)
     leads = stage.runtime.rank == 0
     stage.log.line(
         f"{stage.name}: {len(train.rows)} rows, {len(train)} steps an epoch, {stage.epochs} epochs, lengths "
         f"{','.join(map(str, train.buckets))} ({train.padding():.2f} padded tokens for a real one)"
     )
     stage.log.start(stage.name, total, state.step, len(train.buckets))
-    tokens = float(train.rows.length.mean()) * train.batch_size
+    rows = train.batch_size * train.size
+    tokens = float(train.rows.length.mean()) * rows
 
     def log(state: TrainState, outputs: tuple) -> None:
-        stage.log.numbers(state, outputs, stage.name, train.batch_size, tokens)
+        stage.log.numbers(state, outputs, stage.name, rows, tokens)
 
     latest: dict[str, Any] = {"step": -1, "metrics": {}}
 
     def judge(state: TrainState, outputs: tuple) -> None:
-        if not leads or stage.evaluate is None or latest["step"] == state.step:
+        if not leads or work.evaluate is None or latest["step"] == state.step:
             return
-        found = stage.evaluate()
+        found = work.evaluate()
         latest.update(step=state.step, metrics=found)
         value = next(iter(found.values()))
         stage.log.metrics(
             stage.name, state.epoch + bool(state.position), state.step, {f"dev_{k}": v for k, v in found.items()}
         )
         if value > state.best.get("value", -np.inf):
-            path = stage.save("best", found)
-            state.best = {"value": value, "epoch": state.epoch, "metrics": found, "result": str(path)}
+            work.save("best", found)
+            state.best = {"value": value, "epoch": state.epoch, "metrics": found}
             stage.log.line(f"The best acc is {value:.6f}")
 
-    hooks = [Hook(stage.flags.log_interval, log), Hook(1, stage.log.tick)]
+    def rows_of(epoch: int, position: int) -> list[str]:
+        planned = train.plan(epoch)[position]
+        return [train.rows.place(int(row)) for row in planned.rows[: planned.real]]
+
+    announced = _announced(step, stage.log, len(train.buckets))
+    watch = Watch(announced, state, stage.flags.max_skipped_steps, rows_of, stage.directory if leads else None)
+    # Looked at before anything is saved, and by every process at the same steps, so that all come to the same end.
+    hooks = [Hook(every, watch.check, at_epoch_end=True) for every in (INTERVAL, stage.eval_steps, stage.save_steps)]
+    hooks += [Hook(stage.flags.log_interval, log), Hook(1, stage.log.tick)]
     hooks.append(Hook(stage.eval_steps, judge, at_epoch_end=True))
     if leads:
         hooks.append(Hook(stage.save_steps, lambda state, outputs: checkpoints.save(state), at_epoch_end=True))
     began, ahead = time.perf_counter(), Prefetched(train)
     try:
         fit(
-            _announced(step, stage.log, len(train.buckets)),
+            watch,
             ahead,
             state,
             epochs=stage.epochs,
@@ -138,22 +181,28 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
             stop_early=lambda s: bool(stage.patience) and s.epoch - s.best.get("epoch", s.epoch) > stage.patience,
         )
     except Stopped:
+        watch.check(state, ())
         checkpoints.save(state)
         stage.log.stop()
-        stage.log.line(f"{stage.name}: stopped at step {state.step}; the same command goes on from there")
+        again = " with --resume auto" if stage.flags.resume is False else ""
+        stage.log.line(f"{stage.name}: stopped at step {state.step}; the same command{again} goes on from there")
         raise KeyboardInterrupt from None
     finally:
         stage.log.stop()
+    watch.check(state, ())  # of a run that ended inside an epoch
     judge(state, ())
-    last = stage.save("last", latest["metrics"]) if leads else stage.directory / "last"
-    result, found = Path(state.best.get("result", str(last))), state.best.get("metrics", {})
+    if leads:
+        work.save("last", latest["metrics"])
+    name, found = "best" if state.best else "last", state.best.get("metrics", {})
+    result = stage.directory / name
     seconds = time.perf_counter() - began
     stage.log.line(
         f"{stage.name}: {state.step} steps in {seconds:.1f} s, {ahead.waited / seconds:.1%} of it waiting for data; "
         f"result in {result}"
     )
     if leads:
-        write_json(done, {"identity": identity, "result": str(result), "metrics": found})
+        record = {"identity": identity, "result": name, "metrics": found, "steps": state.step, "seconds": seconds}
+        write_json(stage.directory / DONE, record)
     stage.runtime.all()  # what was saved is there for every process
     return result, found
 
@@ -173,19 +222,35 @@ def _announced(step: Callable[..., tuple], log: RunLog, shapes: int) -> Callable
     return run
 
 
-def open_run(flags: RunFlags, groups: Sequence[Any], place: runtime.Runtime) -> tuple[Path, RunLog]:
-    """Make the run directory with `config.yaml`, and its log; the first process writes them, the others print only.
+def open_run(flags: RunFlags, place: runtime.Runtime, stages: Sequence[str] = ("",)) -> tuple[Path, RunLog]:
+    """Make the run directory, and its log; the first process writes them, the others print only.
+
+    Args:
+        stages: the directories of the command's stages in the run directory, in which an earlier run is forgotten if
+            `--resume` says so, and what a killed one left half-written is removed.
 
     Raises:
-        UserError: `--output_dir` is empty or a file.
+        UserError: `--output_dir` is empty or a file, or holds no earlier run where `--resume true` wants one.
     """
     if not flags.output_dir:
         raise UserError("--output_dir is empty; expected the directory of this run")
     directory = Path(flags.output_dir)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--output_dir {directory}: is a file; expected a directory")
+    if flags.resume is True and not (directory / "config.yaml").is_file():
+        raise UserError(f"--resume true: {directory} holds no earlier run; give its --output_dir, or --resume auto")
     if not place.rank:
         directory.mkdir(parents=True, exist_ok=True)
-        dump(directory / "config.yaml", groups)
+        for stage in [directory / name for name in stages]:
+            _tidy(stage, start_over=flags.resume is False)
     place.all()  # the directory is there for every process
     return directory, RunLog(None if place.rank else directory, flags.log_interval)
+
+
+def _tidy(stage: Path, start_over: bool) -> None:
+    checkpoints = Checkpoints(stage / "checkpoints", 1)
+    if start_over:
+        (stage / DONE).unlink(missing_ok=True)
+        checkpoints.clear()
+    for directory in (stage, checkpoints.directory):
+        remove_parts(directory)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import runtime
+from .. import params, runtime
 from ..config import flag, numbers, parse
 from ..data.loader import Loader
 from ..data.records import Rows
+from ..data.teacher_cache import Layout
 from ..distill.distiller import CachedTeacher, Distiller
-from ..distill.layer_map import LayerMap, layer_map
-from ..distill.objectives import Intermediate, Prediction, check_heads
+from ..distill.layer_map import LayerMap
+from ..distill.objectives import Intermediate, Prediction
 from ..errors import UserError
+from ..files import read_json, write_json
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel
 from ..train.optim import OptimConfig
-from . import common, evaluate, teacher_cache
+from . import common, evaluate, report, teacher_cache
+from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
-from .stage import Stage, open_run, run_stage
+from .stage import Stage, Work, open_run, run_stage
 
 
 @dataclass
@@ -110,6 +113,36 @@ class Job:
         taken = ("labels", "regression", "relu_before_classifier")
         return {name: getattr(self.teacher.config, name) for name in taken} | {"pooler": True}
 
+    def check(self, teacher: TextModel | None) -> None:
+        """Measure the teacher, where it and dev records are here, and keep its predictions for the report."""
+        if self.dev is None or teacher is None:
+            return
+        shapes = common.eval_buckets(self.buckets, self.dev)
+        found = common.check_teacher(teacher, self.dev, shapes, self.learning.allow_weak_teacher, self.log.line)
+        if not self.place.rank:
+            found.write(self.directory / report.TEACHER_PREDICTIONS)
+
+    @property
+    def content(self) -> dict[str, dict[str, str]]:
+        """Fingerprints of what both phases read."""
+        return {
+            "load_teacher_ckpt_path": {"weights": self.teacher.fingerprint()},
+            "train_data_dir": self.train.files,
+        }
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What the stages of both phases have in common."""
+        return {
+            "step": step_config(self.step, self.learning),
+            "flags": self.run,
+            "runtime": self.place,
+            "log": self.log,
+            "groups": [self.config, self.learning, self.student, self.run, self.step],
+            "save_steps": self.config.save_ckpt_step,
+            "keep": self.config.max_ckpt_num,
+        }
+
     @property
     def caches(self) -> Path:
         """Where caches of the teacher's outputs are."""
@@ -120,6 +153,39 @@ class Job:
         """The teacher, or None where only its outline is here."""
         return None if self.teacher.outline else self.build(self.teacher, self.teacher.config)
 
+    def cached(self, pairs: LayerMap | None) -> tuple[dict[str, Any], Layout, int]:
+        """Whose outputs a phase's cache holds, which of them, and in how many epochs they are read."""
+        types = {"compute_type": self.step.compute_type, "dtype": self.step.dtype}
+        owner = teacher_cache.identity(self.teacher, self.train, types, self.caches)
+        layout = teacher_cache.layout_of(self.teacher.config, pairs)
+        if pairs is None:
+            layout = teacher_cache.begun(self.caches, owner) or layout
+        return owner, layout, self.config.td_phase2_epoch_size + (self.config.td_phase1_epoch_size if pairs else 0)
+
+    def check_load(self, student: ModelConfig, trained: int, pairs: LayerMap | None) -> None:
+        """See that the machine has room for a phase.
+
+        Raises:
+            UserError: it has not.
+        """
+        cache = {}
+        if self.learning.teacher_cache not in teacher_cache.SETTINGS:  # "auto" sees for itself what it may take
+            owner, layout, _ = self.cached(pairs)
+            if not teacher_cache.path_of(self.caches, owner, layout).is_dir():
+                cache = {self.caches: layout.bytes(self.train.length)}
+        load = Load(
+            trained,
+            student,
+            self.teacher.config,
+            sum(value.size for value in self.teacher.values.values()),
+            len(pairs.attention) if pairs else 0,
+            self.step.batch_size,
+            self.buckets,
+            self.config.max_ckpt_num,
+            cache,
+        )
+        check_load(load, self.directory, self.place.device, self.log)
+
     def taught(
         self, pairs: LayerMap | None, teacher: TextModel | None
     ) -> tuple[TextModel | CachedTeacher, Callable | None]:
@@ -128,26 +194,30 @@ class Job:
         Args:
             pairs: of phase 1; None for phase 2, which reads the logits of phase 1's cache where there is one.
         """
-        setting, config = self.learning.teacher_cache, self.config
+        setting = self.learning.teacher_cache
         if setting == "off" and teacher is not None:
             return teacher, None
-        types = {"compute_type": self.step.compute_type, "dtype": self.step.dtype}
-        owner = teacher_cache.identity(self.teacher, self.train, types, self.caches)
-        epochs = config.td_phase2_epoch_size + (config.td_phase1_epoch_size if pairs else 0)
-        layout = teacher_cache.layout_of(self.teacher.config, pairs)
-        if pairs is None:
-            layout = teacher_cache.begun(self.caches, owner) or layout
+        owner, layout, epochs = self.cached(pairs)
         started = teacher_cache.path_of(self.caches, owner, layout).is_dir()
-        if setting == "auto" and teacher is not None and not started:
-            pays = teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line)
-            if not self.place.all(pays):
-                return teacher, None
+        if setting == "auto" and teacher is not None and not started and not self.caching_pays(layout, epochs):
+            return teacher, None
         cache = teacher_cache.filled(
             self.caches, layout, self.train, owner, teacher, self.buckets, epochs, self.place, self.log.line
         )
         if pairs is None:
             return CachedTeacher(0, 0, True), cache.logits
         return CachedTeacher(len(layout.hidden), len(layout.attention), False), cache.batch
+
+    def caching_pays(self, layout: Layout, epochs: int) -> bool:
+        """Whether `--teacher_cache auto` keeps a layout, decided once for a run: float16 outputs make other weights."""
+        note = self.directory / "teacher_cache.json"
+        decided = read_json(note, "what was decided on the teacher's cache") if note.is_file() else {}
+        if layout.name not in decided:
+            pays = teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line)
+            decided[layout.name] = self.place.all(pays)
+            if not self.place.rank:
+                write_json(note, decided)
+        return decided[layout.name]
 
     def loader(self, columns: Callable | None = None) -> Loader:
         """Batches of the training rows, with what a teacher's cache adds to them."""
@@ -180,19 +250,23 @@ def run(
     """
     if not config.do_train and not config.do_eval:
         raise UserError("--do_train false and --do_eval false: nothing to do; set one of them true")
+    if not config.do_train and config.distribute:
+        raise UserError("--do_train false --distribute true: evaluation runs in one process; give --distribute false")
     if not config.do_train:
-        return _evaluate(config, learning, config.load_td1_ckpt_path, run_flags.output_dir)
+        return _evaluate(config, learning, run_flags, config.load_td1_ckpt_path, run_flags.output_dir)
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    directory, log = open_run(run_flags, [config, learning, student, run_flags, step_flags], place)
+    directory, log = open_run(run_flags, place, ("phase1", ""))
     try:
         job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
         first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else run_stage(phase_one(job))[0]
         result = run_stage(phase_two(job, first))
         if learning.teacher_cache == "auto" and not place.rank:
             shutil.rmtree(job.caches, ignore_errors=True)  # it may be large, and this run does not need it again
-        if not place.rank and config.do_eval and "," in config.eval_data_dir:
-            _evaluate(config, learning, str(result[0]), str(directory / "evaluation"))
+        if not place.rank:
+            if config.do_eval and "," in config.eval_data_dir:
+                _evaluate(config, learning, run_flags, str(result[0]), str(directory / "evaluation"))
+            report.at_end(directory, log)
         return result
     finally:
         log.close()
@@ -217,17 +291,29 @@ def prepare(
     config.load_teacher_ckpt_path = config.load_teacher_ckpt_path or teacher_cache.outline_in(learning.teacher_cache)
     if not config.load_teacher_ckpt_path:
         raise UserError("--load_teacher_ckpt_path is empty; expected the fine-tuned teacher's directory or .ckpt")
-    weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
-    train = _read(config, config.train_data_dir, "--train_data_dir", weights)
-    weights = common.align_labels(weights, _labels(train), log.line)
-    if not weights.config.num_labels:
-        raise UserError(f"{weights.source}: an encoder without a classifier; fine-tune it first (minddistill finetune)")
+    with log.check("teacher") as found:
+        weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
+        found(common.described(weights))
+    options = {
+        "task": config.task_name,
+        "kind": config.dataset_type,
+        "schema_file": config.schema_dir,
+        "verify": run_flags.verify_records,
+        "log": log,
+    }
+    train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
     # The first of several (MNLI's matched and mismatched) selects the best student.
     first = config.eval_data_dir.split(",")[0]
-    dev = _read(config, first, "--eval_data_dir", weights) if first else None
-    if not weights.config.regression:
-        for rows in filter(None, (train, dev)):
-            rows.check_classes(weights.config.num_labels)
+    dev = None
+    if first:
+        dev = common.read_checked(first, "--eval_data_dir", weights.config, weights.directory, **options)
+    with log.check("labels") as found:
+        weights = common.align_labels(weights, _labels(train), log.line)
+        weights.config.require_classifier(weights.source)
+        if not weights.config.regression:
+            for rows in filter(None, (train, dev)):
+                rows.check_classes(weights.config.num_labels)
+        found("a number" if weights.config.regression else ", ".join(weights.config.labels))
     if config.do_eval and dev is None:
         raise UserError("--eval_data_dir is empty; expected a record directory, or --do_eval false")
     if train.seq_length > student.seq_length:
@@ -242,90 +328,102 @@ def _labels(rows: Rows) -> list[str]:
     return [] if rows.meta.get("regression") else rows.meta.get("labels", [])
 
 
-def _read(config: Config, directory: str, name: str, weights: store.Weights) -> Rows:
-    return common.read_checked(
-        directory,
-        name,
-        weights.config,
-        weights.directory,
-        config.task_name,
-        kind=config.dataset_type,
-        schema_file=config.schema_dir,
-    )
-
-
-def _first_student(job: Job) -> tuple[TextModel, Mapping[str, Any], str]:
-    """The student that phase 1 starts from, its projection if it brings one, and where it comes from."""
-    wanted = job.student.config(job.teacher.config)
-    heads = ("classifier.", "pooler.")
+def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
+    """What the student of phase 1 starts from (None for random weights), and what to call it."""
     if job.config.load_gd_ckpt_path:
         if job.student.init_from_teacher:
             raise UserError("--init_from_teacher and --load_gd_ckpt_path: two starting points; give one of them")
+        wanted = job.student.config(job.teacher.config)
         weights = store.read_weights(job.config.load_gd_ckpt_path, wanted.num_attention_heads)
-        return job.build(weights, weights.config.with_(**job.head), heads), weights.fit, str(weights.source)
+        return weights, str(weights.source)
     if job.student.init_from_teacher:
+        wanted = job.student.config(job.teacher.config)
         layers = numbers(job.student.init_from_teacher, "--init_from_teacher")
         weights = store.from_layers(job.teacher, wanted.with_(**job.head), layers)
-        return job.build(weights, weights.config, heads), {}, f"layers {job.student.init_from_teacher} of the teacher"
+        return weights, f"layers {job.student.init_from_teacher} of the teacher"
+    return None, "random weights"
+
+
+def _first_student(job: Job, weights: store.Weights | None, wanted: ModelConfig) -> TextModel:
+    if weights is not None:
+        return job.build(weights, wanted, ("classifier.", "pooler."))
     types = runtime.precision(job.step.compute_type, job.step.dtype, job.place.device)
-    model = store.new(wanted.with_(**job.head), job.run.seed, **types)
-    return model, {}, "random weights"
+    return store.new(wanted, job.run.seed, **types)
 
 
 def phase_one(job: Job) -> Stage:
     """Intermediate layers: the student and projection that `job` asks for, and what they learn from."""
-    student, carried, origin = _first_student(job)
-    pairs = layer_map(job.student.layer_map, student.config.num_hidden_layers, job.teacher.config.num_hidden_layers)
-    check_heads(pairs, student.config.num_attention_heads, job.teacher.config.num_attention_heads)
-    fit = common.fit_dense(job.student.fit_dense, student.config, job.teacher.config, pairs, carried, job.run.seed)
-    job.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
+    weights, origin = _first_weights(job)
+    with job.log.check("student") as found:
+        wanted = job.student.config(job.teacher.config) if weights is None else weights.config
+        wanted = wanted.with_(**job.head)
+        found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}, from {origin}")
+    pairs = common.matched_layers(job.student.layer_map, wanted, job.teacher.config, job.log)
+    carried = {} if weights is None else weights.fit
+    fit = common.fit_dense(job.student.fit_dense, wanted, job.teacher.config, pairs, carried, job.run.seed)
+    job.check_load(wanted, wanted.parameters + params.count(fit), pairs)
 
-    def save(name: str, found: Mapping[str, float]) -> Path:
-        return _save(job, student, job.directory / "phase1" / name, "phase 1", origin, found, common.fit_arrays(fit))
-
-    def build() -> tuple[Distiller, Loader]:
+    def build() -> Work:
+        student = _first_student(job, weights, wanted)
+        job.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
         teacher = job.built_teacher()
-        if job.dev is not None and teacher is not None:
-            shapes = common.eval_buckets(job.buckets, job.dev)
-            common.check_teacher(teacher, job.dev, shapes, job.learning.allow_weak_teacher, job.log.line)
+        job.check(teacher)
         source, columns = job.taught(pairs, teacher)
         kept = pairs.kept() if columns else pairs
-        return Distiller(student, source, Intermediate(kept, fit, job.student.loss_mode)), job.loader(columns)
 
+        def save(name: str, found: Mapping[str, float]) -> Path:
+            arrays = common.fit_arrays(fit)
+            return _save(job, student, job.directory / "phase1" / name, "phase 1", origin, found, arrays)
+
+        return Work(
+            Distiller(student, source, Intermediate(kept, fit, job.student.loss_mode)), job.loader(columns), save
+        )
+
+    general = weights is not None and job.config.load_gd_ckpt_path
     return Stage(
         name="phase1",
         directory=job.directory / "phase1",
         build=build,
         epochs=job.config.td_phase1_epoch_size,
         optim=job.learning.phase(1),
-        step=step_config(job.step, job.learning),
-        flags=job.run,
-        runtime=job.place,
-        log=job.log,
-        save=save,
-        save_steps=job.config.save_ckpt_step,
-        keep=job.config.max_ckpt_num,
-        identity=_identity(job, origin),
+        content={**job.content, "load_gd_ckpt_path": {"weights": weights.fingerprint()} if general else {}},
+        free=(
+            "do_eval",
+            "td_phase2_epoch_size",
+            "td_phase2_learning_rate",
+            "temperature",
+            "hard_label_weight",
+            "eval_steps",
+        ),
+        **job.shared,
     )
 
 
 def phase_two(job: Job, first: Path) -> Stage:
     """Predictions: the student in the model directory `first`, with a classifier, and what it learns from."""
-    weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
-    student = job.build(weights, weights.config.with_(**job.head), ("classifier.",))
-    evaluate = None
-    if job.dev is not None and job.config.do_eval:
-        evaluate = common.Evaluator(student, job.dev, common.eval_buckets(job.buckets, job.dev)).metrics
+    with job.log.check("student") as found:
+        weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
+        wanted = weights.config.with_(**job.head)
+        found(common.described(weights))
+    if job.config.load_td1_ckpt_path:  # else phase 1, which takes more, has seen to it
+        job.check_load(wanted, wanted.parameters, None)
+    learning, dev = job.learning, job.dev if job.config.do_eval else None
 
-    def save(name: str, found: Mapping[str, float]) -> Path:
-        return _save(job, student, job.directory / name, "phase 2", str(first), found, weights.fit)
+    def build() -> Work:
+        student = job.build(weights, wanted, ("classifier.",))
+        evaluator = None if dev is None else common.Evaluator(student, dev, common.eval_buckets(job.buckets, dev))
 
-    learning = job.learning
+        def save(name: str, found: Mapping[str, float]) -> Path:
+            if name == "best" and evaluator is not None:
+                evaluator.write(job.directory / report.BEST_PREDICTIONS)
+            return _save(job, student, job.directory / name, "phase 2", str(first), found, weights.fit)
 
-    def build() -> tuple[Distiller, Loader]:
-        source, columns = job.taught(None, job.built_teacher())
+        teacher = job.built_teacher()
+        if job.config.load_td1_ckpt_path:  # phase 1, which checks the teacher, was left out
+            job.check(teacher)
+        source, columns = job.taught(None, teacher)
         objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.regression)
-        return Distiller(student, source, objective), job.loader(columns)
+        return Work(Distiller(student, source, objective), job.loader(columns), save, evaluator and evaluator.metrics)
 
     return Stage(
         name="phase2",
@@ -333,33 +431,15 @@ def phase_two(job: Job, first: Path) -> Stage:
         build=build,
         epochs=job.config.td_phase2_epoch_size,
         optim=learning.phase(2),
-        step=step_config(job.step, learning),
-        flags=job.run,
-        runtime=job.place,
-        log=job.log,
-        save=save,
-        evaluate=evaluate,
+        content={
+            **job.content,
+            "load_td1_ckpt_path": {"weights": weights.fingerprint()},
+            "eval_data_dir": {} if dev is None else dev.files,
+        },
+        free=("td_phase1_epoch_size", "td_phase1_learning_rate"),
         eval_steps=learning.eval_steps,
-        save_steps=job.config.save_ckpt_step,
-        keep=job.config.max_ckpt_num,
-        identity=_identity(job, str(first)),
+        **job.shared,
     )
-
-
-def _identity(job: Job, origin: str) -> dict[str, Any]:
-    return {
-        "teacher": str(job.config.load_teacher_ckpt_path),
-        "train": str(job.config.train_data_dir),
-        "rows": len(job.train),
-        "origin": origin,
-        "buckets": job.buckets,
-        "do_shuffle": job.config.do_shuffle,
-        "temperature": job.learning.temperature,
-        "hard_label_weight": job.learning.hard_label_weight,
-        "teacher_cache": job.learning.teacher_cache,
-        **asdict(job.student),
-        **job.step.identity(),
-    }
 
 
 def _save(
@@ -383,7 +463,9 @@ def _save(
     )
 
 
-def _evaluate(config: Config, learning: Learning, model: str, output_dir: str) -> tuple[Path, dict[str, float]]:
+def _evaluate(
+    config: Config, learning: Learning, run_flags: RunFlags, model: str, output_dir: str
+) -> tuple[Path, dict[str, float]]:
     """Measure a model on every directory of `--eval_data_dir`; the first one's metrics are returned."""
     if not model:
         raise UserError("--do_train false: --load_td1_ckpt_path is empty; expected the student to evaluate")
@@ -393,6 +475,7 @@ def _evaluate(config: Config, learning: Learning, model: str, output_dir: str) -
             data_dir=config.eval_data_dir,
             schema_dir=config.schema_dir,
             dataset_type=config.dataset_type,
+            verify_records=run_flags.verify_records,
             output_dir=output_dir,
             task_name=config.task_name,
             num_attention_heads=learning.teacher_num_attention_heads,
@@ -407,7 +490,28 @@ def _evaluate(config: Config, learning: Learning, model: str, output_dir: str) -
     return Path(model), first
 
 
+def examine(
+    config: Config,
+    learning: Learning,
+    student: StudentFlags,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
+    place: runtime.Runtime,
+    directory: Path,
+    log: Any,
+) -> Stage:
+    """All that `minddistill doctor` looks at: what `run` does before its first stage is built.
+
+    Raises:
+        UserError: flags, records and models do not go together.
+    """
+    job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
+    return phase_two(job, Path(config.load_td1_ckpt_path)) if config.load_td1_ckpt_path else phase_one(job)
+
+
+GROUPS = [Config, Learning, StudentFlags, RunFlags, StepFlags]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill task-distill` and `run_task_distill.py`."""
-    groups = [Config, Learning, StudentFlags, RunFlags, StepFlags]
-    run(*parse("minddistill task-distill", "Two-phase task distillation and evaluation.", groups, argv))
+    run(*parse("minddistill task-distill", "Two-phase task distillation and evaluation.", GROUPS, argv))

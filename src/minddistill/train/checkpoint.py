@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
-from ..errors import UserError
 from ..files import whole_file
 from .step import LossScale
+
+_CHECKSUM_BYTES = 32
 
 
 @dataclass
@@ -56,6 +56,27 @@ class TrainState:
         }
 
 
+@dataclass
+class Saved:
+    """A whole checkpoint, as read from `file`."""
+
+    file: Path
+    header: dict[str, str]
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Configuration, data and teacher of the run that saved it."""
+        return json.loads(self.header["identity"])
+
+    def into(self, state: TrainState) -> None:
+        """Bring a state to where this one was saved."""
+        for name, parameter in state.tensors().items():
+            parameter.set_data(Tensor(self.arrays[name].reshape(parameter.shape), parameter.dtype))
+        for name, value in json.loads(self.header["state"]).items():
+            setattr(state, name, value)
+
+
 class Checkpoints:
     """The last few states of a run.
 
@@ -68,67 +89,53 @@ class Checkpoints:
         self.directory, self.keep = directory, max(keep, 1)
 
     def save(self, state: TrainState) -> None:
-        """Write the state whole, then drop the oldest beyond `keep`."""
+        """Write the state whole, then drop the oldest beyond `keep`.
+
+        Those of later steps go too: a run that comes to a step has passed them over as broken.
+
+        Raises:
+            DiskFull: it does not fit; the earlier ones are as they were.
+        """
         arrays = {name: value.asnumpy().copy() for name, value in state.tensors().items()}
         position = {"epoch": state.epoch, "position": state.position, "step": state.step, "best": state.best}
         header = {"state": json.dumps(position), "identity": json.dumps(state.identity)}
         data = save(arrays, header)
-        with whole_file(self.directory / f"step_{state.step:08d}.safetensors") as part:
-            part.write_bytes(data + hashlib.sha256(data).digest())
-        for old in self._files()[: -self.keep]:
-            old.unlink()
+        data += hashlib.sha256(data).digest()
+        path = self._path(state.step)
+        with whole_file(path, len(data)) as part:
+            part.write_bytes(data)
+        kept = [file for file in self._files() if file <= path][-self.keep :]
+        for file in set(self._files()) - set(kept):
+            file.unlink()
 
-    def restore(self, state: TrainState) -> str:
-        """Load the newest whole checkpoint into `state`.
-
-        Returns:
-            A line that says what was resumed and which files were passed over as broken, or "" if there are none.
-
-        Raises:
-            UserError: the checkpoint belongs to another configuration, data or teacher.
-        """
+    def newest(self) -> tuple[Saved | None, list[str]]:
+        """The newest whole checkpoint, if there is one, and the names of newer ones that are broken."""
         broken = []
         for file in reversed(self._files()):
-            data = file.read_bytes()
-            if len(data) < 32 or hashlib.sha256(data[:-32]).digest() != data[-32:]:
-                broken.append(file.name)
-                continue
-            self._load(file, data[:-32], state)
-            passed = f"; passed over as broken: {', '.join(broken)}" if broken else ""
-            return f"Resumed from {file} (epoch {state.epoch + 1}, step {state.step}){passed}"
-        return f"No whole checkpoint in {self.directory}; broken: {', '.join(broken)}" if broken else ""
+            saved = _read(file)
+            if saved:
+                return saved, broken
+            broken.append(file.name)
+        return None, broken
+
+    def clear(self) -> None:
+        """Remove all of them, the newest last."""
+        for file in self._files():
+            file.unlink()
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step_{step:08d}.safetensors"
 
     def _files(self) -> list[Path]:
         return sorted(self.directory.glob("step_*.safetensors"))
 
-    def _load(self, file: Path, data: bytes, state: TrainState) -> None:
-        with _opened(file, data) as handle:
-            header = handle.metadata()
-            identity = json.loads(header["identity"])
-            changed = [
-                f"{key} was {identity.get(key)!r}, is {state.identity.get(key)!r}"
-                for key in sorted(identity.keys() | state.identity.keys())
-                if identity.get(key) != state.identity.get(key)
-            ]
-            if changed:
-                raise UserError(
-                    f"{file}: belongs to another run: {'; '.join(changed[:3])}; "
-                    "give another --output_dir, or --resume false to start over"
-                )
-            for name, parameter in state.tensors().items():
-                value = np.asarray(handle.get_tensor(name)).reshape(parameter.shape)
-                parameter.set_data(Tensor(value, parameter.dtype))
-        for name, value in json.loads(header["state"]).items():
-            setattr(state, name, value)
 
-
-def _opened(file: Path, data: bytes) -> Any:
-    # safetensors reads by name; the checksum behind the data is cut off in a copy of its own.
-    bare = file.with_name(f".{file.name}.part")
-    bare.write_bytes(data)
-    try:
-        return safe_open(bare, framework="numpy")
-    except SafetensorError as error:
-        raise UserError(f"{file}: {error}") from None
-    finally:
-        bare.unlink()
+def _read(file: Path) -> Saved | None:
+    """A checkpoint, or None where its checksum is not that of its content."""
+    content = file.read_bytes()
+    data, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
+    if hashlib.sha256(data).digest() != checksum:
+        return None
+    # safetensors begins with the length of its JSON header, which holds what was saved beside the arrays.
+    size = int.from_bytes(data[:8], "little")
+    return Saved(file, json.loads(data[8 : 8 + size])["__metadata__"], load(data))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
+from ..errors import UserError
+from ..files import append_line, telling_full_disk, write_text
 from .checkpoint import TrainState
 
 
@@ -30,7 +34,7 @@ class RunLog:
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False, markup=False)
         self._bar: Progress | None = None
         self._task: Any = None
-        self._writer: SummaryWriter | None = None
+        self._events: EventsWriter | None = None
         self._since = (time.perf_counter(), 0)
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
@@ -40,8 +44,12 @@ class RunLog:
         (self._bar.console if self._bar else self._console).print(text)
         sys.stdout.flush()
         if self.directory is not None:
-            with open(self.directory / "log.txt", "a", encoding="utf-8") as handle:
-                handle.write(text + "\n")
+            append_line(self.directory / "log.txt", text)
+
+    @contextmanager
+    def check(self, name: str) -> Iterator[Callable[..., None]]:
+        """One of the checks before a stage: yields found(text, good=True), which logs what was found."""
+        yield lambda text, good=True: self.line(f"{name}: {text}" if good else f"{name}: warning: {text}")
 
     def start(self, title: str, total: int, done: int, first_shapes: int) -> None:
         """Begin a stage of `total` steps; `first_shapes` shapes are compiled as they are met."""
@@ -89,15 +97,16 @@ class RunLog:
     def close(self) -> None:
         """End the bar and flush TensorBoard."""
         self.stop()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._events is not None:
+            with telling_full_disk(self._board):
+                self._events.close()
+            self._events = None
 
     def numbers(self, state: TrainState, outputs: tuple, stage: str, rows: int, tokens: float) -> None:
         """Log the outputs of a step; the only place that waits for the device.
 
         Args:
-            rows, tokens: sequences and real tokens of an average step.
+            rows, tokens: sequences and real tokens of an average step of all processes.
         """
         loss, terms, overflow, scale = outputs
         value, over, factor = float(loss.asnumpy()), bool(overflow.asnumpy()), float(scale.asnumpy())
@@ -118,12 +127,51 @@ class RunLog:
         """Write numbers to `metrics.jsonl` and TensorBoard."""
         if self.directory is None:
             return
-        with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"stage": stage, "epoch": epoch, "step": step, **found}) + "\n")
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self.directory / "tensorboard"))
-        for name, value in found.items():
-            self._writer.add_scalar(f"{stage}/{name}", value, step)
+        row = {"stage": stage, "epoch": epoch, "step": step, **found}
+        append_line(self.directory / "metrics.jsonl", json.dumps(row))
+        with telling_full_disk(self._board):
+            if self._events is None:
+                self._board.mkdir(exist_ok=True)
+                # Not SummaryWriter, whose thread dies of a full disk, unheard, and then blocks the run.
+                self._events = EventsWriter(str(self._board / "events"))
+            for name, value in found.items():
+                summary = scalar(f"{stage}/{name}", value)
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drop what `metrics.jsonl` holds of a stage's later steps, which are done again, and a line cut short."""
+        path = self.directory / "metrics.jsonl" if self.directory else None
+        if path is None or not path.is_file():
+            return
+        kept = [row for row in _rows(path) if not (row["stage"] == stage and row["step"] > step)]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    @property
+    def _board(self) -> Path:
+        return self.directory / "tensorboard"
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut short by a kill
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`; a line that a killed process tore is left out.
+
+    Raises:
+        UserError: there is no such file, or it has no rows.
+    """
+    path = directory / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{directory}: no metrics.jsonl in it; expected a run directory")
+    rows = list(_rows(path))
+    if not rows:
+        raise UserError(f"{path}: holds no rows yet; a run logs every --log_interval steps")
+    return rows
 
 
 def _rate(state: TrainState) -> float:

@@ -109,15 +109,17 @@ def fit(
         step: from `build_step`.
         most_steps: stop after so many steps in all; 0 for no limit.
         leads: whether signals stop this process; of several, only the first listens, and the others end with it.
-        stop_early: asked after each epoch.
+        stop_early: asked before each epoch; a run that goes on from the end of one asks again.
 
     Raises:
         Stopped: the process was told to stop; `state` is between two steps.
     """
     with _signals(leads) as told:
-        while state.epoch < epochs:
+        while state.epoch < epochs and not (stop_early and stop_early(state)):
             outputs: tuple = ()
             for batch in batches.epoch(state.epoch, state.position):
+                if most_steps and state.step >= most_steps:
+                    return
                 state.position += 1
                 last = state.position % accumulate == 0 or state.position == len(batches)
                 outputs = step(batch, last)
@@ -127,14 +129,12 @@ def fit(
                         hook.do(state, outputs)
                 if told.is_set() and last:
                     raise Stopped
-                if most_steps and state.step >= most_steps:
-                    return
             state.epoch, state.position = state.epoch + 1, 0
             for hook in hooks:
                 if hook.at_epoch_end:
                     hook.do(state, outputs)
-            if stop_early is not None and stop_early(state):
-                return
+            if told.is_set():
+                raise Stopped
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What measures models, draws figures and writes reports."""

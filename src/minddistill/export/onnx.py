@@ -1,0 +1,225 @@
+"""The ONNX graph of a classifier, built from its configuration and weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import need
+from ..models import store
+from ..models.bert import MASKED_SCORE
+from ..models.config import ModelConfig
+from ..models.heads import POOLER_ACTIVATION
+from .session import INPUTS
+
+# The newest that the oldest ONNX Runtime we allow can run.
+OPSET = 21
+IR_VERSION = 10
+
+
+class Graph:
+    """Nodes and constants of a graph as they are added; what adds a node returns the name of its output."""
+
+    def __init__(self):
+        self.onnx = need("onnx", "deploy")
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+
+    def node(self, kind: str, *inputs: str, name: str = "", outputs: int = 1, **attributes: Any) -> Any:
+        """Add a node, named after the layer it belongs to or by its number. Returns its output, or several."""
+        name = name or f"{kind}_{len(self.nodes)}"
+        names = [name] if outputs == 1 else [f"{name}_{index}" for index in range(outputs)]
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, name=name, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def constant(self, value: Any, name: str = "") -> str:
+        """Add an array; whole numbers as int64. Equal ones without a name are one."""
+        array = np.asarray(value)
+        array = np.ascontiguousarray(array, np.int64 if array.dtype.kind == "i" else array.dtype).reshape(array.shape)
+        name = name or f"constant_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.reshape(-1).tolist()}"
+        self.constants[name] = self.onnx.numpy_helper.from_array(array, name)
+        return name
+
+
+class Builder:
+    """Adds the parts of a model to a graph.
+
+    Widths and numbers of heads are those of each layer's weights, so that layers may differ.
+
+    Args:
+        config: of the model.
+        values: its weights by path.
+    """
+
+    def __init__(self, config: ModelConfig, values: Mapping[str, np.ndarray]):
+        self.config, self.values, self.graph = config, values, Graph()
+
+    def inputs(self) -> list[str]:
+        """The inputs that the model reads, as transformers names them."""
+        return list(INPUTS if self.config.type_vocab_size > 1 else INPUTS[:2])
+
+    def dense(self, path: str, x: str, scale: float = 1.0) -> str:
+        """scale (x W^T + b) of the layer at `path`; x is (..., inputs)."""
+        weight, bias = self.values[f"{path}.weight"], self.values[f"{path}.bias"]
+        weight = self.graph.constant(np.float32(scale) * weight.T, f"{path}.weight")
+        product = self.graph.node("MatMul", x, weight, name=path)
+        return self.graph.node("Add", product, self.graph.constant(np.float32(scale) * bias, f"{path}.bias"))
+
+    def norm(self, path: str, x: str) -> str:
+        gamma = self.graph.constant(self.values[f"{path}.gamma"], f"{path}.gamma")
+        beta = self.graph.constant(self.values[f"{path}.beta"], f"{path}.beta")
+        epsilon = self.config.layer_norm_eps
+        return self.graph.node("LayerNormalization", x, gamma, beta, name=path, axis=-1, epsilon=epsilon)
+
+    def activation(self, name: str, x: str) -> str:
+        """An activation by its name in Hugging Face's configurations."""
+        if name in ("tanh", "relu"):
+            return self.graph.node(name.capitalize(), x)
+        return self.graph.node("Gelu", x, approximate="none" if name == "gelu" else "tanh")
+
+    def embeddings(self) -> str:
+        """The embedding output (B, S, E) after layer norm."""
+        graph, values, path = self.graph, self.values, "encoder.embeddings"
+        x = graph.node("Gather", graph.constant(values[f"{path}.word"], f"{path}.word"), "input_ids", name=path)
+        if not self.config.use_relative_positions:
+            table = graph.constant(values[f"{path}.position"], f"{path}.position")
+            x = graph.node("Add", x, self.positions(table))
+        if self.config.type_vocab_size == 1:
+            x = graph.node("Add", x, graph.constant(values[f"{path}.segment"][0], f"{path}.segment"))
+        elif self.config.type_vocab_size:
+            table = graph.constant(values[f"{path}.segment"], f"{path}.segment")
+            x = graph.node("Add", x, graph.node("Gather", table, "token_type_ids", name=f"{path}.segment_rows"))
+        return self.norm(f"{path}.norm", x)
+
+    def positions(self, table: str) -> str:
+        """Rows of the position embedding: (S, E), or (B, S, E) where padding is not counted (RoBERTa)."""
+        graph = self.graph
+        if not self.config.position_offset:
+            return graph.node("Slice", table, graph.constant([0]), self.length(), graph.constant([0]))
+        pad = graph.constant(self.config.pad_token_id)
+        same = graph.node("Equal", "input_ids", pad)
+        real = graph.node("Cast", graph.node("Not", same), to=self.graph.onnx.TensorProto.INT64)
+        counted = graph.node("Mul", graph.node("CumSum", real, graph.constant(1)), real)
+        return graph.node("Gather", table, graph.node("Add", counted, pad), name="encoder.embeddings.position_rows")
+
+    def length(self) -> str:
+        """S, as a vector of one."""
+        return self.graph.node("Shape", "input_ids", start=1, end=2)
+
+    def mask(self) -> str:
+        """What is added to the scores of padded keys (B, 1, 1, S)."""
+        graph = self.graph
+        real = graph.node("Cast", "attention_mask", to=graph.onnx.TensorProto.FLOAT)
+        padded = graph.node("Sub", graph.constant(np.float32(1)), real)
+        bias = graph.node("Mul", padded, graph.constant(np.float32(MASKED_SCORE)))
+        return graph.node("Unsqueeze", bias, graph.constant([1, 2]))
+
+    def split(self, x: str, heads: int, order: tuple[int, ...]) -> str:
+        """x (B, S, A D) as (B, A, S, D), or in another order of (B, S, A, D)."""
+        shape = self.graph.constant([0, 0, heads, self.config.attention_head_size])
+        return self.graph.node("Transpose", self.graph.node("Reshape", x, shape), perm=order)
+
+    def layer(self, path: str, x: str, mask: str, distances: str, first_only: bool) -> str:
+        """Self-attention and feed-forward of x (B, S, H); `first_only` of the first position alone, (B, 1, H)."""
+        size = self.config.attention_head_size
+        heads = len(self.values[f"{path}.query.weight"]) // size
+        asking = self.first(x) if first_only else x
+        query = self.split(self.dense(f"{path}.query", asking, 1 / math.sqrt(size)), heads, (0, 2, 1, 3))
+        key = self.split(self.dense(f"{path}.key", x), heads, (0, 2, 3, 1))
+        value = self.split(self.dense(f"{path}.value", x), heads, (0, 2, 1, 3))
+        scores = self.graph.node("MatMul", query, key, name=f"{path}.scores")
+        if distances:
+            scores = self.relative(f"{path}.relative.keys", scores, query, distances, "baid,ijd->baij", first_only)
+        weights = self.graph.node("Softmax", self.graph.node("Add", scores, mask), axis=-1)
+        context = self.graph.node("MatMul", weights, value, name=f"{path}.context")
+        if distances:
+            context = self.relative(
+                f"{path}.relative.values", context, weights, distances, "baij,ijd->baid", first_only
+            )
+        merged = self.graph.node("Transpose", context, perm=(0, 2, 1, 3))
+        merged = self.graph.node("Reshape", merged, self.graph.constant([0, 0, heads * size]))
+        attended = self.graph.node("Add", asking, self.dense(f"{path}.attention_output", merged))
+        x = self.norm(f"{path}.attention_norm", attended)
+        inner = self.activation(self.config.hidden_act, self.dense(f"{path}.intermediate", x))
+        fed = self.graph.node("Add", x, self.dense(f"{path}.output", inner))
+        return self.norm(f"{path}.output_norm", fed)
+
+    def distances(self) -> str:
+        """Clipped distance of every pair of positions (S, S), counted from 0."""
+        graph, limit = self.graph, self.config.max_relative_position
+        length = graph.node("Squeeze", self.length())
+        places = graph.node("Range", graph.constant(0), length, graph.constant(1))
+        rows = graph.node("Unsqueeze", places, graph.constant([1]))
+        clipped = graph.node("Clip", graph.node("Sub", places, rows), graph.constant(-limit), graph.constant(limit))
+        return graph.node("Add", clipped, graph.constant(limit))
+
+    def relative(self, path: str, x: str, other: str, distances: str, equation: str, first_only: bool) -> str:
+        """x + the sums of `other` against the vectors of every pair of positions (Shaw et al. 2018)."""
+        graph = self.graph
+        if first_only:
+            distances = graph.node("Slice", distances, graph.constant([0]), graph.constant([1]), graph.constant([0]))
+        vectors = graph.node("Gather", graph.constant(self.values[path], path), distances)
+        return graph.node("Add", x, graph.node("Einsum", other, vectors, equation=equation))
+
+    def first(self, x: str) -> str:
+        """The first position of x (B, S, H), as (B, 1, H)."""
+        return self.graph.node("Slice", x, *(self.graph.constant([value]) for value in (0, 1, 1)))
+
+    def logits(self) -> str:
+        """The whole model: (B, C)."""
+        x = self.embeddings()
+        if "encoder.projection.weight" in self.values:
+            x = self.dense("encoder.projection", x)
+        mask = self.mask()
+        distances = self.distances() if self.config.use_relative_positions else ""
+        last = self.config.num_hidden_layers - 1
+        for index in range(last + 1):
+            # The classifier reads the first position: nothing else of the last layer is computed.
+            x = self.layer(f"encoder.layers.{index}", x, mask, distances, first_only=index == last)
+        # Kept (B, 1, H) to the end: products of matrices become Gemm, which ONNX Runtime runs in float32 only.
+        pooled = self.activation(POOLER_ACTIVATION[self.config.family], self.dense("pooler", x))
+        if self.config.relu_before_classifier:
+            pooled = self.activation("relu", pooled)
+        return self.graph.node("Squeeze", self.dense("classifier", pooled), self.graph.constant([1]), name="logits")
+
+
+def build(weights: store.Weights, fp16: bool = False) -> Any:
+    """The checked `onnx.ModelProto` of a classifier, its batch and sequence axes free.
+
+    Inputs and outputs are named as transformers and optimum name them: `input_ids`, `attention_mask` and, where the
+    model has segments, `token_type_ids`, (B, S) int64; `logits` (B, C) float32. What made the model is kept in the
+    graph's metadata.
+
+    Args:
+        weights: of the model.
+        fp16: weights and arithmetic in float16; inputs and outputs stay.
+
+    Raises:
+        UserError: package onnx is not installed.
+    """
+    onnx = need("onnx", "deploy")
+    builder = Builder(weights.config, weights.values)
+    output = builder.logits()
+    make = onnx.helper.make_tensor_value_info
+    inputs = [make(name, onnx.TensorProto.INT64, ["batch", "sequence"]) for name in builder.inputs()]
+    outputs = [make(output, onnx.TensorProto.FLOAT, ["batch", weights.config.num_labels])]
+    graph = builder.graph
+    body = onnx.helper.make_graph(graph.nodes, "classifier", inputs, outputs, list(graph.constants.values()))
+    opsets = [onnx.helper.make_opsetid("", OPSET)]
+    model = onnx.helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="minddistill")
+    if fp16:
+        model = need("onnxruntime.transformers.float16", "deploy").convert_float_to_float16(model, keep_io_types=True)
+    known = {"source": str(weights.source), "labels": weights.config.labels} | store.read_record(weights.directory)
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in known.items()})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def save(model: Any, path: Path) -> None:
+    """Write a graph to a file."""
+    path.write_bytes(model.SerializeToString())

@@ -1,0 +1,122 @@
+"""What is looked at before a stage besides its own inputs: whether disk and memory are enough."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import native
+from ..errors import UserError
+from ..models.config import ModelConfig
+from ..train.log import RunLog
+
+_GB = 1e9
+# Calibrated on CPU by the peak of short runs of 3 and 6 layers of hidden size 384 (docs/mindspore.md).
+_BASE_BYTES = 2.0e9
+_COPIES_TRAINED, _COPIES_FROZEN = 7, 2
+_WITHOUT_KERNELS = 8.5
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a stage asks of the machine.
+
+    Attributes:
+        trained: parameters that are trained.
+        model: what is trained.
+        teacher: what runs beside it in the step; None where nothing does.
+        matched: layers of `model` whose hidden states and attention scores are compared with a teacher's.
+        batch_size: rows a step.
+        buckets: the compiled lengths.
+        keep: checkpoints kept.
+        cache: bytes that a teacher's outputs take, by the directory they go to.
+    """
+
+    trained: int
+    model: ModelConfig
+    teacher: ModelConfig | None
+    teacher_parameters: int
+    matched: int
+    batch_size: int
+    buckets: Sequence[int]
+    keep: int
+    cache: Mapping[Path, int]
+
+    def memory(self) -> float:
+        """Estimated bytes at the peak: every compiled length keeps its intermediate values."""
+        copies = 4 * (_COPIES_TRAINED * self.trained + _COPIES_FROZEN * self.teacher_parameters)
+        values = sum(self.batch_size * length * self._values(length) for length in self.buckets)
+        return _BASE_BYTES + copies + 4 * values * (1 if native.available() else _WITHOUT_KERNELS)
+
+    def _values(self, length: int) -> int:
+        """Numbers kept of one token of a batch of this length."""
+        found = sum(_layers(config, length) for config in (self.model, self.teacher) if config is not None)
+        scores = self.model.num_attention_heads * length
+        return found + self.matched * (8 * scores + 6 * self.model.hidden_size)
+
+    def disk(self, directory: Path) -> dict[Path, int]:
+        """Bytes by directory: optimiser states and the one being written, two model directories and the one likewise."""
+        states = 3 * 4 * self.trained * (self.keep + 1)
+        needs = {directory: states + 3 * 4 * self.trained}
+        for place, size in self.cache.items():
+            needs[place] = needs.get(place, 0) + size
+        return needs
+
+
+def _layers(config: ModelConfig, length: int) -> int:
+    wide = 6 * config.hidden_size + 2 * config.intermediate_size
+    return config.num_hidden_layers * (wide + 4 * config.num_attention_heads * length)
+
+
+def check_load(load: Load, directory: Path, device: str, log: RunLog) -> None:
+    """See that disk and, on CPU, memory are enough for a stage.
+
+    Raises:
+        UserError: a disk has less room than the stage writes, or the machine has less memory than it takes.
+    """
+    with log.check("disk") as found:
+        for place, size in load.disk(directory).items():
+            free = shutil.disk_usage(_existing(place)).free + _held(place)
+            if size > free:
+                raise UserError(
+                    f"{place}: {free / _GB:.2f} GB free or its own; checkpoints, models and cache take about {size / _GB:.2f} GB; "
+                    "make room, choose another --output_dir, or lower --max_ckpt_num"
+                )
+            found(f"{place}: about {size / _GB:.2f} GB needed of {free / _GB:.2f} GB")
+    with log.check("memory") as found:
+        if device != "CPU":
+            found(f"not estimated for {device}", False)
+            return
+        size, (available, total) = load.memory(), machine_memory()
+        shapes = f"{load.batch_size} rows of lengths {','.join(map(str, load.buckets))}"
+        text = f"about {size / _GB:.1f} GB for {shapes}; {available / _GB:.1f} GB free of {total / _GB:.1f} GB"
+        if size > total:
+            raise UserError(
+                f"memory: {text}; give fewer --buckets, or a smaller --batch_size with --accumulation_steps"
+            )
+        found(text, size <= available)
+
+
+def machine_memory() -> tuple[int, int]:
+    """Bytes of memory that are available now, and of memory and swap in all."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        known = {name: 1024 * int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines)}
+        return known["MemAvailable"], known["MemTotal"] + known["SwapTotal"]
+    except (OSError, KeyError):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total, total
+
+
+def _held(directory: Path) -> int:
+    """Bytes that an earlier run has written there, which is written over."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def _existing(path: Path) -> Path:
+    """The directory itself, or the nearest one above it that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.is_dir())

@@ -1,0 +1,187 @@
+"""Models beside each other: their sizes and metrics, confusion matrices, and the rows that they disagree on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from ..bench.report import Column, Confusion, Section, Table
+from ..data.records import Rows
+from ..data.tokenizer import load_tokenizer
+from ..errors import UserError
+from ..evaluation.evaluate import softmax
+from ..models import store
+from ..models.config import ModelConfig
+
+_MOST_EXAMPLES = 300
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model and what is known of it; None or empty where it could not be read or was not measured."""
+
+    name: str
+    path: str
+    config: ModelConfig | None
+    parameters: int | None
+    megabytes: float | None
+    metrics: Mapping[str, float]
+
+
+def measured(name: str, path: str, found: Mapping[str, float]) -> Measured:
+    """Read what a model directory or file says of itself; one that is gone is only named."""
+    try:
+        weights = store.read_weights(path)
+    except UserError:
+        return Measured(name, path, None, None, None, found)
+    if weights.outline:
+        return Measured(name, path, weights.config, None, None, found)
+    kept = [value for key, value in weights.values.items() if not key.startswith("mlm.")]
+    return Measured(
+        name, path, weights.config, sum(value.size for value in kept), sum(value.nbytes for value in kept) / 1e6, found
+    )
+
+
+def model_table(models: Sequence[Measured], extra: Mapping[str, Sequence[float]] | None = None) -> Table:
+    """A row a model; the first one, the teacher where there is one, is what the others are compared with.
+
+    Args:
+        extra: further columns of two decimals, a value for each model.
+    """
+    first, names = models[0], list(models[-1].metrics)
+    several = len(models) > 1
+    columns = [Column("model"), *(Column(name, ".4f") for name in names)]
+    columns += [Column(f"of the {first.name}", ".1%")] if several and names else []
+    columns += [Column("parameters", ",d"), Column("MB", ".1f")] + ([Column("times smaller", ".2f")] if several else [])
+    columns += [Column(title, ".2f") for title in extra or {}]
+    columns += [Column("layers", "d"), Column("hidden", "d"), Column("heads", "d"), Column("path", wide=True)]
+    rows = []
+    for index, model in enumerate(models):
+        row: list[Any] = [model.name, *(model.metrics.get(name) for name in names)]
+        if several and names:
+            row.append(_ratio(model.metrics.get(names[0]), first.metrics.get(names[0])))
+        row += [model.parameters, model.megabytes] + ([_ratio(first.megabytes, model.megabytes)] if several else [])
+        row += [values[index] for values in (extra or {}).values()]
+        shape = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+        row += [getattr(model.config, name) if model.config else None for name in shape]
+        rows.append([*row, model.path])
+    return Table(columns, rows)
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
+
+
+def headline(models: Sequence[Measured]) -> list[tuple[str, str, str]]:
+    """The figures that matter most: of the last model, against the first where there are several."""
+    if not models:
+        return []
+    model, first = models[-1], models[0]
+    name, value = next(iter(model.metrics.items()), ("", None))
+    kept, smaller = _ratio(value, first.metrics.get(name)), _ratio(first.megabytes, model.megabytes)
+    several = len(models) > 1
+    tiles = []
+    if value is not None:
+        tiles.append(
+            (f"{model.name}, {name}", f"{value:.4f}", f"{kept:.1%} of the {first.name}" if several and kept else "")
+        )
+    if several and first.metrics.get(name) is not None:
+        tiles.append((f"{first.name}, {name}", f"{first.metrics[name]:.4f}", ""))
+    if model.parameters:
+        fewer = f"{first.name}: {first.parameters / 1e6:.1f} M" if several and first.parameters else ""
+        tiles.append(("Parameters", f"{model.parameters / 1e6:.1f} M", fewer))
+        tiles.append(
+            ("Weights", f"{model.megabytes:.1f} MB", f"{smaller:.2f} times smaller" if several and smaller else "")
+        )
+    return tiles
+
+
+def compare(
+    rows: Rows, config: ModelConfig, tokenizer: Path, logits: Mapping[str, np.ndarray], where: str = ""
+) -> list[Section]:
+    """Confusion matrices, and the rows that the models disagree on (of one model, those that it gets wrong).
+
+    Args:
+        rows: labelled ones.
+        config: of the model, for its labels.
+        tokenizer: directory of the tokenizer that made the rows; where it has none, examples have no text.
+        logits: (N, C) of one or two models, by name.
+        where: name of the rows, for the titles.
+    """
+    texts = _Texts(rows, tokenizer)
+    sections = [_largest_errors(rows, texts, logits)] if config.regression else _classes(rows, texts, config, logits)
+    return [replace(section, title=f"{section.title}, {where}") if where else section for section in sections]
+
+
+def _classes(rows: Rows, texts: _Texts, config: ModelConfig, logits: Mapping[str, np.ndarray]) -> list[Section]:
+    truth, found = rows.label.astype(int), {name: values.argmax(1) for name, values in logits.items()}
+    classes = range(config.num_labels)
+    confusions = [
+        Confusion(name, config.labels, confusion_matrix(truth, values, labels=classes))
+        for name, values in found.items()
+    ]
+    return [Section("Confusion", confusions=confusions), _examples(texts, truth, logits, config.labels)]
+
+
+class _Texts:
+    """The text of a row, as its tokens tell it."""
+
+    def __init__(self, rows: Rows, tokenizer: Path):
+        self.rows = rows
+        try:
+            self.tokenizer = load_tokenizer(tokenizer)
+        except UserError:
+            self.tokenizer = None
+
+    def __call__(self, row: int) -> str:
+        if self.tokenizer is None:
+            return ""
+        ids, second, end = self.rows.ids[row].tolist(), int(self.rows.second[row]), int(self.rows.length[row])
+        parts = (self.tokenizer.decode(part) for part in (ids[:second], ids[second:end]))
+        return "  ‖  ".join(part.strip() for part in parts if part.strip())
+
+
+def _examples(texts: _Texts, truth: np.ndarray, logits: Mapping[str, np.ndarray], labels: Sequence[str]) -> Section:
+    """Rows that two models predict differently, or that one gets wrong, the surest first."""
+    found = {name: values.argmax(1) for name, values in logits.items()}
+    sure = {name: softmax(values).max(1) for name, values in logits.items()}
+    *_, last = found
+    if len(found) > 1:
+        chosen = np.flatnonzero(np.ptp(np.stack(list(found.values())), axis=0))
+        title = f"Where {' and '.join(found)} differ"
+        right = ", ".join(f"{name} right in {(values == truth)[chosen].sum()}" for name, values in found.items())
+        note = f"{len(chosen)} of {len(truth)} rows; {right}."
+    else:
+        chosen = np.flatnonzero(found[last] != truth)
+        title, note = "Mistakes", f"{len(chosen)} of {len(truth)} rows."
+    shown = chosen[np.argsort(-sure[last][chosen], kind="stable")][:_MOST_EXAMPLES]
+    if len(shown) < len(chosen):
+        note += f" The {len(shown)} that the {last} is surest of are shown."
+    columns = [Column("row", "d"), Column("text", wide=True), Column("label")]
+    columns += [column for name in found for column in (Column(name), Column(f"{name} p", ".3f"))]
+    rows = [
+        [int(row), texts(row), labels[truth[row]]]
+        + [cell for name in found for cell in (labels[found[name][row]], float(sure[name][row]))]
+        for row in shown
+    ]
+    return Section(title, note, table=Table(columns, rows, searchable=True) if rows else None)
+
+
+def _largest_errors(rows: Rows, texts: _Texts, logits: Mapping[str, np.ndarray]) -> Section:
+    """Rows of a regression task whose output is farthest from the label, of the last model."""
+    *_, last = logits
+    error = np.abs(logits[last][:, 0] - rows.label)
+    shown = np.argsort(-error, kind="stable")[:_MOST_EXAMPLES]
+    columns = [Column("row", "d"), Column("text", wide=True), Column("label", ".3f")]
+    columns += [*(Column(name, ".3f") for name in logits), Column("error", ".3f")]
+    lines = [
+        [int(row), texts(row), float(rows.label[row]), *(float(v[row, 0]) for v in logits.values()), float(error[row])]
+        for row in shown
+    ]
+    note = f"The {len(shown)} of {len(rows)} rows on which the {last} is farthest from the label."
+    return Section("Largest errors", note, table=Table(columns, lines, searchable=True))

@@ -1,0 +1,162 @@
+"""The report of a run: what its directory holds, as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bench.environment import environment
+from ..bench.plots import curves
+from ..bench.report import Column, Section, Table, write_report
+from ..config import flag, parse, read_yaml
+from ..data.records import Rows, read_rows
+from ..errors import UserError
+from ..evaluation import metrics
+from ..evaluation.evaluate import read_predictions
+from ..files import read_json, require_directory
+from ..models import store
+from ..models.config import ModelConfig
+from ..train.log import RunLog, read_metrics
+from .comparison import Measured, compare, headline, measured, model_table
+
+NAME = "report.html"
+TEACHER_PREDICTIONS, BEST_PREDICTIONS = "predictions_teacher.tsv", "predictions_best.tsv"
+
+
+@dataclass
+class Config:
+    """Report."""
+
+    run_dir: str = flag("", "run directory of finetune, general-distill or task-distill")
+
+
+def run(config: Config) -> Path:
+    """Write `report.html` of a run anew, whether the run has ended or not. Returns its path.
+
+    Raises:
+        UserError: `--run_dir` is not a run directory.
+    """
+    path = write(require_directory(config.run_dir, "a run directory (--run_dir)"))
+    print(path)
+    return path
+
+
+def at_end(directory: Path, log: RunLog) -> None:
+    """Write the report of a run that has ended; where that fails the run is whole all the same, and a line says why."""
+    try:
+        log.line(f"Report: {write(directory)}")
+    except (UserError, OSError) as error:
+        log.line(f"No report: {error}")
+
+
+def write(directory: Path) -> Path:
+    """Write `report.html` of a run directory out of its files.
+
+    Raises:
+        UserError: it has no `config.yaml` or `metrics.jsonl`, or a file in it is damaged.
+    """
+    flags, rows = read_yaml(directory / "config.yaml"), read_metrics(directory)
+    found = next((directory / name for name in ("best", "last") if (directory / name).is_dir()), None)
+    made = read_json(found / "minddistill.json", "where a model comes from") if found else {}
+    models, compared = _results(directory, flags, found, made["parents"].get("teacher", "")) if found else ([], [])
+    resolved = (directory / "config.yaml").read_text(encoding="utf-8")
+    steps = f"Every {flags['log_interval']} steps; strong lines are running means."
+    sections = [
+        Section("What ran", facts=_facts(made, flags), table=_stages(directory, rows)),
+        *([Section("Models", table=model_table(models))] if models else []),
+        Section("Curves", steps, figures=curves(rows)),
+        *compared,
+        Section("Configuration", "The same run again: --config config.yaml", code=resolved),
+        environment_section(),
+    ]
+    command = made.get("command", "training").removeprefix("minddistill ").split(" (")[0]
+    task = made.get("data", {}).get("task", "")
+    title = " · ".join(filter(None, (command.replace("-", " ").capitalize(), task)))
+    tiles = headline(models)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    if losses and not any(model.metrics for model in models):
+        tiles.insert(0, ("Loss", f"{losses[-1]:.4g}", f"from {losses[0]:.4g}"))
+    return write_report(directory / NAME, title, str(directory), tiles, sections)
+
+
+def _facts(made: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the model comes from."""
+    found = {"Command": made.get("command", "")}
+    found |= {
+        "Teacher" if name == "teacher" else "Starts from": origin for name, origin in made.get("parents", {}).items()
+    }
+    data = made.get("data", {})
+    found |= {"Training records": data.get("train") or data.get("corpus", ""), "Training rows": data.get("rows", "")}
+    found |= {"Evaluated on": flags.get("eval_data_dir", ""), "Seed": flags["seed"]}
+    return {name: value for name, value in found.items() if value != ""}
+
+
+def _stages(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a stage: how far it went, how long its last start took, and where its loss began and ended."""
+    columns = [
+        Column("stage"),
+        Column("epochs", ",d"),
+        Column("steps", ",d"),
+        Column("seconds since last start", ",.0f"),
+    ]
+    columns += [Column("first loss", ".4g"), Column("last loss", ".4g")]
+    lines = []
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        mine = [row for row in rows if row["stage"] == stage]
+        losses = [row["loss"] for row in mine if "loss" in row] or [None]
+        done = _done(directory, stage)
+        steps = done.get("steps", mine[-1]["step"])
+        lines.append([stage, mine[-1]["epoch"], steps, done.get("seconds"), losses[0], losses[-1]])
+    return Table(columns, lines)
+
+
+def _done(directory: Path, stage: str) -> dict[str, Any]:
+    """What a finished stage left in `done.json`, in a directory of its own or else in the run's; empty before."""
+    own = directory / stage
+    path = (own if own.is_dir() else directory) / "done.json"
+    return read_json(path, "the note of a finished stage") if path.is_file() else {}
+
+
+def _results(
+    directory: Path, flags: Mapping[str, Any], found: Path, teacher: str
+) -> tuple[list[Measured], list[Section]]:
+    """The run's model, after its teacher where it has one, and how they predict the evaluation rows."""
+    files = {
+        "teacher": (teacher, TEACHER_PREDICTIONS),
+        "student" if teacher else "model": (str(found), BEST_PREDICTIONS),
+    }
+    files = {name: pair for name, pair in files.items() if pair[0]}
+    logits = {
+        name: read_predictions(directory / file) for name, (_, file) in files.items() if (directory / file).is_file()
+    }
+    scores: dict[str, dict[str, float]] = {}
+    sections: list[Section] = []
+    if logits:
+        rows = _evaluated(flags)
+        config = store.read_weights(found).config
+        scores = {name: _scores(rows, values, config) for name, values in logits.items()}
+        sections = compare(rows, config, found, logits)
+    return [measured(name, path, scores.get(name, {})) for name, (path, _) in files.items()], sections
+
+
+def _evaluated(flags: Mapping[str, Any]) -> Rows:
+    first = flags["eval_data_dir"].split(",")[0]
+    return read_rows(first, kind=flags["dataset_type"], schema_file=flags["schema_dir"], flag="--eval_data_dir")
+
+
+def _scores(rows: Rows, logits: np.ndarray, config: ModelConfig) -> dict[str, float]:
+    return metrics.compute(rows.meta.get("metrics", ["accuracy"]), rows.label, logits, config.regression)
+
+
+def environment_section() -> Section:
+    """Where this ran."""
+    return Section("Environment", facts=environment())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of `minddistill report`."""
+    run(*parse("minddistill report", "Write a run's report.html anew.", [Config], argv))
