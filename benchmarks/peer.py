@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -109,6 +110,26 @@ def load(directory: Path, taken: list[int] | None, dropout: float, classes: int)
     return model
 
 
+def save(student: Bert, teacher: Path, out: Path) -> None:
+    """Write the student as a model directory like its teacher's, which `minddistill evaluate` reads."""
+    found = student.state_dict()
+    state = {}
+    for theirs, mine in _OUTER.items():
+        for name in [name for name in found if name.startswith(f"{mine}.")]:
+            place = theirs if mine == "classifier" else f"bert.{theirs}"
+            state[place + name.removeprefix(mine)] = found[name]
+    for number in range(len(student.layers)):
+        for theirs, mine in _PARTS.items():
+            for leaf in ("weight", "bias"):
+                state[f"bert.encoder.layer.{number}.{theirs}.{leaf}"] = found[f"layers.{number}.{mine}.{leaf}"]
+    out.mkdir(parents=True, exist_ok=True)
+    config = json.loads((teacher / "config.json").read_text()) | {"num_hidden_layers": len(student.layers)}
+    (out / "config.json").write_text(json.dumps(config))
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(teacher / name, out / name)
+    save_file(state, out / "model.safetensors")
+
+
 def order_of(length: np.ndarray, batch: int, grouped: bool, generator: np.random.Generator) -> list[np.ndarray]:
     """The batches of an epoch; grouped as transformers' LengthGroupedSampler: sorted within 50 batches' rows."""
     order = generator.permutation(len(length))
@@ -128,6 +149,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=("phase1", "phase2", "general"), required=True)
     parser.add_argument("--rows", type=Path, required=True, help="an .npz of ids, length, second")
     parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--student", type=Path, help="a model directory to start from in place of the teacher's layers")
     parser.add_argument("--length", type=int, required=True)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=3)
@@ -141,7 +163,7 @@ def main() -> None:
     rows = np.load(args.rows)
     ids, length, second = rows["ids"], rows["length"], rows["second"]
     ids = np.pad(ids, ((0, 0), (0, max(args.length - ids.shape[1], 0))))
-    student = load(args.teacher, [1, 3, 5], 0.1, 2).train()
+    student = load(args.student or args.teacher, None if args.student else [1, 3, 5], 0.1, 2).train()
     teacher = load(args.teacher, None, 0.0, 2).eval()
     project = nn.Linear(student.word.embedding_dim, teacher.word.embedding_dim)
     decayed = [p for p in (*student.parameters(), *project.parameters()) if p.dim() > 1]
@@ -196,8 +218,7 @@ def main() -> None:
         if args.steps:
             break
     at = time.perf_counter()
-    args.output.mkdir(parents=True, exist_ok=True)
-    save_file(student.state_dict(), args.output / "model.safetensors")
+    save(student, args.teacher, args.output)
     saving = time.perf_counter() - at
     measured = times[1:] if args.steps else times
     print(

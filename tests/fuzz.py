@@ -150,7 +150,7 @@ def framed(rows: list[bytes], length: int | None = None) -> bytes:
 
 def plausible(data: bytes) -> bool:
     """Whether a reader that does not know the original might accept a serialised row (segments are not looked at)."""
-    from tfrecord.example_pb2 import Example
+    from minddistill.data.messages import Example
 
     try:
         features = Example.FromString(data).features.feature

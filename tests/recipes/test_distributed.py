@@ -19,7 +19,6 @@ TESTS = Path(__file__).parents[1]
 # rows filled up, and of 4 or 8 half of them have nothing else. The loss scale overflows in the first steps and after
 # every few good ones.
 SCALED = ["--loss_scale_value", "3e20", "--scale_window", "3", "--log_interval", "1"]
-SEVERAL = [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
 
 
 def agree(several, one, *models):
@@ -34,7 +33,8 @@ def agree(several, one, *models):
         same(several / model, one / model)
 
 
-@pytest.mark.parametrize("count", SEVERAL)
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4, 8])
 def test_processes_distil_as_one_on_the_union_of_their_batches(tmp_path, data, tiny_encoder, count):
     flags = ["--student", "test-2l-32", "--learning_rate", "5e-3", "--buckets", "8,12", *SCALED]
     one = ["--load_teacher_ckpt_path", tiny_encoder, "--data_dir", data / "train", *flags, "--epoch_size", "2"]
@@ -48,7 +48,7 @@ def test_processes_distil_as_one_on_the_union_of_their_batches(tmp_path, data, t
         assert "epoch: 1, step: 5, outpus are" in (out / f"LOG{rank}/log.txt").read_text()
 
 
-@pytest.mark.parametrize("count", SEVERAL)
+@pytest.mark.parametrize("count", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (4, 8))])
 def test_processes_run_both_task_phases_as_one(tmp_path, data, teacher, count):
     flags = ["--student", "test-2l-32", "--init_from_teacher", "1,3", "--buckets", "12", *SCALED]
     flags += ["--td_phase1_epoch_size", "2", "--td_phase2_epoch_size", "2"]

@@ -17,8 +17,6 @@ from typing import Any
 
 import crc32c
 import numpy as np
-from tfrecord.example_pb2 import Example as TFExample
-from tfrecord.example_pb2 import Feature, Features, FloatList, Int64List
 
 from ..errors import UserError
 from ..files import (
@@ -31,6 +29,8 @@ from ..files import (
     whole_files,
     write_json,
 )
+from .messages import Example as TFExample
+from .messages import Feature, Features, FloatList, Int64List
 
 TEXT_COLUMNS = ("input_ids", "input_mask", "segment_ids")
 LABEL_COLUMN = "label_ids"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -130,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     name, words = _stage_of(words)
     findings = run(name, parse(f"minddistill doctor {name}", f"Check what {name} needs.", STAGES[name].GROUPS, words))
-    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", 500))  # a line each where nobody folds it
+    width = None if sys.stdout.isatty() else 500  # a line each where nobody folds it
     Console(width=width, highlight=False).print(findings.table())
     wrong = [check for check, state, _ in findings.rows if state == "wrong"]
     if wrong:
