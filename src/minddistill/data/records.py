@@ -407,6 +407,8 @@ def _read_tfrecord(path: Path, names: list[str], table: dict | None, verify: boo
     count, first = 0, None
     for data in tfrecord_payloads(path, verify):
         first = data if first is None else first
+        if verify:
+            _example(data, path, count)  # MindSpore's reader makes something of a message that is none
         count += 1
     if first is None:
         raise UserError(f"{path}: holds no records; write it again")
@@ -434,14 +436,17 @@ def _read_tfrecord(path: Path, names: list[str], table: dict | None, verify: boo
     return read
 
 
-def _features(data: bytes, path: Path, row: int) -> dict[str, tuple[str, int]]:
-    """Kind and length of every feature of a serialised example."""
+def _example(data: bytes, path: Path, row: int) -> TFExample:
     try:
-        example = TFExample.FromString(data)
+        return TFExample.FromString(data)
     except Exception:  # protobuf's DecodeError has moved between its versions
         raise UserError(f"{path}: row {row} is not a tf.train.Example; write the file again") from None
+
+
+def _features(data: bytes, path: Path, row: int) -> dict[str, tuple[str, int]]:
+    """Kind and length of every feature of a serialised example."""
     found = {}
-    for name, feature in example.features.feature.items():
+    for name, feature in _example(data, path, row).features.feature.items():
         kind = feature.WhichOneof("kind")
         found[name] = (kind or "nothing", len(getattr(feature, kind).value) if kind else 0)
     return found
