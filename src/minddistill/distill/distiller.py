@@ -20,7 +20,7 @@ class CachedTeacher(nn.Cell):
         self.attention = tuple(f"teacher_attention_{index}" for index in range(attention))
         self.logits = logits
 
-    def construct(self, batch: dict) -> dict:
+    def construct(self, batch: dict, step: Tensor | None = None, first_only: bool = False) -> dict:
         hidden = [batch[name].astype(ms.float32) for name in self.hidden]
         attentions = [batch[name].astype(ms.float32) for name in self.attention]
         if self.logits:
@@ -35,15 +35,15 @@ class Distiller(nn.Cell):
     it that the objective does not ask for are not computed: graph mode removes them.
 
     Args:
-        student: called with (batch, step); trained.
-        teacher: called with (batch), frozen; None where the objective needs none.
+        student: called with (batch, step, first_only); trained. `first_only` tells that the objective reads logits alone.
+        teacher: called with (batch, None, first_only), frozen; None where the objective needs none.
         objective: called with (batch, student outputs, teacher outputs).
     """
 
     def __init__(self, student: nn.Cell, teacher: nn.Cell | None, objective: nn.Cell):
         super().__init__()
         self.student, self.teacher, self.objective = student, teacher, objective
-        self.terms = objective.terms
+        self.terms, self.first_only = objective.terms, objective.logits_only
         student.set_train(True)
         if teacher is not None:
             teacher.set_train(False)
@@ -51,8 +51,8 @@ class Distiller(nn.Cell):
                 parameter.requires_grad = False
 
     def construct(self, batch: dict, step: Tensor) -> tuple[Tensor, tuple]:
-        taught = {} if self.teacher is None else self.teacher(batch)
-        return self.objective(batch, self.student(batch, step), taught)
+        taught = {} if self.teacher is None else self.teacher(batch, None, self.first_only)
+        return self.objective(batch, self.student(batch, step, self.first_only), taught)
 
     def trained(self) -> dict[str, Parameter]:
         """The parameters that the objective moves, by path: without the heads where it does not look at them."""

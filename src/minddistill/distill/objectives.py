@@ -1,7 +1,7 @@
 """What a student is trained for. They know outputs, not models.
 
 An objective is a cell that maps (batch, student outputs, teacher outputs) to the loss and a tuple of its parts, which
-its attribute `terms` names. (A dict that leaves a compiled function makes MindSpore run all of it as dynamic types.)
+its attribute `terms` names; `logits_only` tells that it reads nothing else of the models. (A dict that leaves a compiled function makes MindSpore run all of it as dynamic types.)
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Intermediate(nn.Cell):
         mode: "masked" or "reference".
     """
 
-    needs_head = False
+    needs_head, logits_only = False, False
     terms = ("attention_loss", "hidden_loss")
 
     def __init__(self, layers: LayerMap, fit: FitDense, mode: str = "masked"):
@@ -105,7 +105,7 @@ class Prediction(nn.Cell):
         regression: squared error against the teacher's output (and labels) in place of cross-entropies.
     """
 
-    needs_head = True
+    needs_head, logits_only = True, True
 
     def __init__(self, temperature: float = 1.0, hard_weight: float = 0.0, regression: bool = False):
         super().__init__()
@@ -135,7 +135,7 @@ class Prediction(nn.Cell):
 class Labels(nn.Cell):
     """The labels alone: fine-tuning of a teacher."""
 
-    needs_head = True
+    needs_head, logits_only = True, True
     terms = ("label_loss",)
 
     def __init__(self, regression: bool = False):

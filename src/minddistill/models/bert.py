@@ -105,12 +105,14 @@ class Layer(nn.Cell):
         self.attention_norm = AddNorm(hidden, config.layer_norm_eps, dropout)
         self.output_norm = AddNorm(hidden, config.layer_norm_eps, dropout)
 
-    def construct(self, x: Tensor, bias: Tensor, keys: tuple) -> tuple[Tensor, Tensor]:
+    def construct(self, x: Tensor, bias: Tensor, keys: tuple, first_only: bool = False) -> tuple[Tensor, Tensor]:
         """Map x (B, S, H) and an additive mask (B, 1, 1, S) to the next x and the scores (B, A, S, S).
 
-        `keys` are the dropout keys of the attention weights and of the two branches, each None without dropout.
+        `keys` are the dropout keys of the attention weights and of the two branches, each None without dropout. With
+        `first_only` the next x (B, 1, H) and the scores (B, A, 1, S) are those of the first position.
         """
-        query = self.split_scaled(self.query.product(x), self.query.bias)
+        mine = x[:, :1] if first_only else x
+        query = self.split_scaled(self.query.product(mine), self.query.bias)
         scores = self.scores(query, self.split(self.key.product(x), self.key.bias))
         if self.relative is not None:
             scores = scores + self.relative(query, self.relative.keys, True)
@@ -120,7 +122,7 @@ class Layer(nn.Cell):
         if self.relative is not None:
             context = context + self.relative(weights, self.relative.values, False)
         attended = self.attention_output.product(self.merge(context))
-        x = self.attention_norm(x, attended, self.attention_output.bias, keys[1]).astype(x.dtype)
+        x = self.attention_norm(mine, attended, self.attention_output.bias, keys[1]).astype(x.dtype)
         fed = self.output.product(self.activation(self.intermediate.product(x), self.intermediate.bias))
         x = self.output_norm(x, fed, self.output.bias, keys[2]).astype(x.dtype)
         return x, scores + bias
@@ -151,6 +153,7 @@ class Encoder(nn.Cell):
         table = dropout_table(rows, max(rows, config.hidden_size, config.embedding_size))
         self.layers = nn.CellList([Layer(config, compute_type, table) for _ in range(config.num_hidden_layers)])
         self.depth = config.num_hidden_layers
+        self.absolute = not config.use_relative_positions
         self.heads = config.num_attention_heads
         self.dtype = dtype
         self.hidden_sites = 1 + _SITES_PER_LAYER * self.depth
@@ -158,12 +161,14 @@ class Encoder(nn.Cell):
         probability = config.hidden_dropout_prob
         self.dropout = Dropout(probability, table) if probability else None
 
-    def construct(self, batch: dict, step: Tensor | None = None) -> dict:
+    def construct(self, batch: dict, step: Tensor | None = None, first_only: bool = False) -> dict:
         """Encode a batch.
 
         Args:
             batch: `input_ids`, `input_mask`, `segment_ids` (B, S) int32; `row` (B,) int32 where step is given.
             step: () int32, the optimiser step whose dropout masks apply; None encodes without dropout.
+            first_only: compute the last layer at the first position alone, which is all that a classifier reads; its
+                dropout there is the same. Not with relative positions, where it changes nothing.
 
         Returns:
             `hidden`: L+1 tensors (B, S, H), the embedding output first; `attentions`: L tensors (B, A, S, S), the
@@ -191,7 +196,7 @@ class Encoder(nn.Cell):
                     self.broadcast(multiplier[:, first], offset[:, first]),
                     self.broadcast(multiplier[:, first + 1], offset[:, first + 1]),
                 )
-            x, scores = self.layers[index](x, bias, keys)
+            x, scores = self.layers[index](x, bias, keys, first_only and self.absolute and index == self.depth - 1)
             hidden += (x,)
             attentions += (scores,)
         return {"hidden": hidden, "attentions": attentions}

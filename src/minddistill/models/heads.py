@@ -75,11 +75,11 @@ class TextModel(nn.Cell):
         self.dropout = Dropout(probability, dropout_table(1, config.hidden_size)) if probability else None
         self.config = config
 
-    def construct(self, batch: dict, step: Tensor | None = None) -> dict:
+    def construct(self, batch: dict, step: Tensor | None = None, first_only: bool = False) -> dict:
         """Return the encoder's outputs and those of the heads: `mlm_logits` (B, S, V) of a masked-LM model, else, as far
-        as the model has them, `pooled` (B, H) and `logits` (B, C)."""
+        as the model has them, `pooled` (B, H) and `logits` (B, C). `first_only` is as for `Encoder`."""
         # Each branch builds its dict at once: setting an item has no gradient in graph mode.
-        encoded = self.encoder(batch, step)
+        encoded = self.encoder(batch, step, first_only)
         hidden, attentions = encoded["hidden"], encoded["attentions"]
         last = hidden[-1].astype(ms.float32)
         if self.mlm is not None:
@@ -114,7 +114,7 @@ class Predictor(nn.Cell):
 
     def construct(self, input_ids: Tensor, input_mask: Tensor, segment_ids: Tensor) -> Tensor:
         batch = {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids}
-        return self.model(batch)["logits"].astype(ms.float32)
+        return self.model(batch, None, True)["logits"].astype(ms.float32)
 
 
 class _Kept(nn.Cell):
@@ -123,9 +123,11 @@ class _Kept(nn.Cell):
     def __init__(self, model: TextModel, hidden: Sequence[int], attention: Sequence[int], logits: bool):
         super().__init__(auto_prefix=False)
         self.model, self.hidden, self.attention, self.logits = model, tuple(hidden), tuple(attention), logits
+        self.first_only = not self.hidden and not self.attention
 
     def construct(self, input_ids: Tensor, input_mask: Tensor, segment_ids: Tensor) -> tuple:
-        found = self.model({"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids})
+        batch = {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids}
+        found = self.model(batch, None, self.first_only)
         kept = [found["hidden"][index].astype(ms.float16) for index in self.hidden]
         kept = kept + [found["attentions"][index].astype(ms.float16) for index in self.attention]
         if self.logits:
