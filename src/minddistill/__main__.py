@@ -30,6 +30,7 @@ COMMANDS = {
     "quantize": ("quantize", "a trained or exported model to int8 ONNX"),
     "predict": ("predict", "labels and scores of texts"),
     "benchmark": ("benchmark", "models side by side: quality, size, latency, throughput, memory"),
+    "search": ("search", "vary a command's flags in trials; the best configuration, fitted again"),
     "report": ("report", "a run's report.html, written anew"),
     "plot": ("plot", "figures: curves of a run, weights, sparsity, attention of models"),
 }
