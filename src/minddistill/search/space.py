@@ -55,11 +55,14 @@ def _distribution(value: Any, where: str) -> BaseDistribution:
         raise UserError(f"{where}: expected a list of choices or {{low, high}} with log or step, found {value}")
     low, high = _number(value["low"], where), _number(value["high"], where)
     whole = isinstance(low, int) and isinstance(high, int)
-    log, step = value.get("log", False), value.get("step")
+    log = value.get("log", False)
+    step = _number(value["step"], where) if "step" in value else None
+    if step is not None and (step <= 0 or (whole and not isinstance(step, int))):
+        raise UserError(f"{where}: step {step}: expected a positive {'whole ' if whole else ''}number")
     try:
         if whole:
-            return IntDistribution(low, high, log=log, step=1 if step is None else step)
-        return FloatDistribution(float(low), float(high), log=log, step=None if step is None else _number(step, where))
+            return IntDistribution(low, high, log=log, step=step or 1)
+        return FloatDistribution(float(low), float(high), log=log, step=step)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {str(error).rstrip('.')}") from None
 
