@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import UserError
 
@@ -33,16 +34,20 @@ def open_study(file: Path, space: Mapping[str, BaseDistribution], seed: int, pru
         UserError: the file is no study, or one over another space.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    again = optuna.storages.RetryFailedTrialCallback()
+    beats = {
+        "heartbeat_interval": _BEAT,
+        "grace_period": 4 * _BEAT,
+        "heartbeat_stale_trial_callback": lambda study, trial: study.enqueue_trial(trial.params),
+    }
     try:
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{file}", heartbeat_interval=_BEAT, grace_period=4 * _BEAT, failed_trial_callback=again
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
+            storage = optuna.storages.RDBStorage(f"sqlite:///{file}", **beats)
         study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
         described = {name: optuna.distributions.distribution_to_json(kind) for name, kind in space.items()}
         known = study.user_attrs.get(_SPACE)
         begun = len(study.trials)
-    except (sqlite3.DatabaseError, optuna.exceptions.StorageInternalError) as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise UserError(
             f"{file}: {' '.join(str(error).split())[:200]}; expected a study of an earlier search"
         ) from None
