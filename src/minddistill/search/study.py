@@ -33,7 +33,7 @@ def open_study(file: Path, space: Mapping[str, BaseDistribution], seed: int, pru
     Raises:
         UserError: the file is no study, or one over another space.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials are told of by who runs them
     beats = {
         "heartbeat_interval": _BEAT,
         "grace_period": 4 * _BEAT,
