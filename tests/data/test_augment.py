@@ -42,7 +42,7 @@ def test_at_most_half_of_the_words_are_masked():
     text = " ".join(f"w{i}" for i in range(11))
     seen = set()
     for seed in range(40):
-        for line in augment.masked(text, "[MASK]", 20, generator(seed), p_mask=0.6, p_ngram=1.0):
+        for line in augment.masked(text, "[MASK]", 20, generator(seed), p_mask=0.2, p_ngram=0.5):
             words = line.split()
             assert len(words) == 11 and all(word in ("[MASK]", f"w{i}") for i, word in enumerate(words))
             assert 1 <= words.count("[MASK]") <= 5

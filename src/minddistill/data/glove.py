@@ -26,7 +26,7 @@ class WordVectors:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         self.unit = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
         self._places = {word: place for place, word in enumerate(words)}
-        self._known: dict[str, list[str]] = {}
+        self._known: dict[tuple[str, int], list[str]] = {}
 
     def nearest(self, wanted: Iterable[str], count: int) -> dict[str, list[str]]:
         """The `count` words of largest cosine with each wanted word, itself left out; none for an unknown word.
@@ -34,7 +34,7 @@ class WordVectors:
         Exact, and computed once for a word.
         """
         wanted = list(dict.fromkeys(wanted))
-        new = [word for word in wanted if word not in self._known and word in self._places]
+        new = [word for word in wanted if (word, count) not in self._known and word in self._places]
         for start in range(0, len(new), _BLOCK):
             part = new[start : start + _BLOCK]
             mine = np.array([self._places[word] for word in part])
@@ -44,8 +44,8 @@ class WordVectors:
             best = np.argpartition(-cosine, most - 1, axis=1)[:, :most]
             order = np.argsort(-np.take_along_axis(cosine, best, 1), axis=1, kind="stable")
             for word, places in zip(part, np.take_along_axis(best, order, 1), strict=True):
-                self._known[word] = [self.words[place] for place in places]
-        return {word: self._known.get(word, [])[:count] for word in wanted}
+                self._known[word, count] = [self.words[place] for place in places]
+        return {word: self._known.get((word, count), []) for word in wanted}
 
 
 def read_vectors(path: Path, most: int = 100_000) -> WordVectors:
