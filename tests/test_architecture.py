@@ -5,7 +5,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "minddistill"
 FLOOR = {"config", "errors", "files", "launch", "link", "native", "params", "runtime"}
-PACKAGES = {"bench", "data", "distill", "evaluation", "export", "models", "train"}
+PACKAGES = {"bench", "data", "distill", "evaluation", "export", "models", "search", "train"}
 # A model runs as it was described, with its tokenizer, and its logits become scores as in evaluation.
 READS = {"export": {"models", "data", "evaluation"}}
 

@@ -19,6 +19,8 @@ COMMANDS = {
     "quickstart": ("quickstart", "the whole job on the embedded example: records, teacher, student, figures"),
     "prepare-task": ("prepare_task", "text of a task to records"),
     "prepare-corpus": ("prepare_corpus", "raw text to records for general distillation"),
+    "augment": ("augment", "more training text of a task: words replaced by likely or near ones, or masked"),
+    "pretrain-mlm": ("pretrain_mlm", "a masked-LM head for an encoder, trained on a corpus"),
     "finetune": ("finetune", "train an encoder on a task, as a teacher"),
     "general-distill": ("general_distill", "distil a pretrained teacher on a corpus"),
     "task-distill": ("task_distill", "distil a fine-tuned teacher on its task, in two phases"),
@@ -30,6 +32,7 @@ COMMANDS = {
     "quantize": ("quantize", "a trained or exported model to int8 ONNX"),
     "predict": ("predict", "labels and scores of texts"),
     "benchmark": ("benchmark", "models side by side: quality, size, latency, throughput, memory"),
+    "search": ("search", "vary a command's flags in trials; the best configuration, fitted again"),
     "report": ("report", "a run's report.html, written anew"),
     "plot": ("plot", "figures: curves of a run, weights, sparsity, attention of models"),
 }

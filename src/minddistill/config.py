@@ -39,7 +39,8 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
             takes one); says which and what was expected.
     """
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file whose keys are flags; flags win over it")
+    if not any(item.name == "config" for group in groups for item in dataclasses.fields(group)):
+        parser.add_argument("--config", action="config", help="YAML file whose keys are flags; flags win over it")
     for group in groups:
         section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
         hints = get_type_hints(group)
@@ -70,18 +71,18 @@ def config_files(argv: Sequence[str]) -> list[Path]:
     return [Path(name) for name in (*found, *(word[9:] for word in argv if word.startswith("--config=")))]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, name: str = "--config") -> dict[str, Any]:
     """Read a YAML file of flags.
 
     Raises:
-        UserError: it is absent, not UTF-8, not YAML or not a table; names the file.
+        UserError: it is absent, not UTF-8, not YAML or not a table; names the file and the flag `name`.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: {' '.join(str(error).split())}; expected YAML of flags") from None
+        raise UserError(f"{name} {path}: {' '.join(str(error).split())}; expected YAML of flags") from None
     if not isinstance(values, (dict, type(None))):
-        raise UserError(f"--config {path}: holds {type(values).__name__}; expected YAML of flags, a key each")
+        raise UserError(f"{name} {path}: holds {type(values).__name__}; expected YAML of flags, a key each")
     return values or {}
 
 

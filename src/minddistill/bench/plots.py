@@ -211,6 +211,33 @@ def trade_off(spots: Sequence[Spot], current: str, metric: str = "accuracy") -> 
 
 
 @_styled
+def search_history(values: Sequence[float | None], metric: str) -> Figure:
+    """What every trial of a search reached, and the best up to it; None for a trial that was pruned or refused."""
+    figure = Figure(_SMALL)
+    axes = figure.subplots()
+    reached = np.array([np.nan if value is None else value for value in values], float)
+    trials = np.arange(1, len(values) + 1)
+    axes.plot(trials, reached, "o", markersize=4, label="trial")
+    best = np.fmax.accumulate(reached)
+    axes.step(trials, best, where="post", label="best")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="trial", ylabel=metric)
+    axes.legend(loc="lower right")
+    return figure
+
+
+@_styled
+def search_importance(shares: Mapping[str, float]) -> Figure:
+    """The share of the metric's variance that each flag of a search explains."""
+    figure = Figure((_SMALL[0], 0.8 + 0.32 * len(shares)))
+    axes = figure.subplots()
+    axes.barh(list(shares), list(shares.values()))
+    axes.invert_yaxis()
+    axes.set(xlabel="share of the variance (fANOVA)", xlim=(0, 1))
+    return figure
+
+
+@_styled
 def weight_histograms(
     before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], names: Sequence[str]
 ) -> Figure:

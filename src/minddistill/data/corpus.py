@@ -154,6 +154,11 @@ def _join(
     return [start, *first, separator, *second, separator]
 
 
+def masked_count(candidates: int, probability: float, most: int) -> int:
+    """How many of a row's candidates are masked: one at least where there is any."""
+    return min(most, candidates, max(1, round(candidates * probability)))
+
+
 def mask_tokens(
     ids: np.ndarray,
     special: set[int],
@@ -170,7 +175,7 @@ def mask_tokens(
         `masked_lm_weights` (most,) float32.
     """
     candidates = np.flatnonzero(~np.isin(ids, list(special)))
-    count = min(most, max(1, round(len(candidates) * probability)))
+    count = masked_count(len(candidates), probability, most)
     chosen = np.sort(generator.permutation(candidates)[:count])
     draw = generator.random(count)
     changed = ids.copy()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
 
 from ..errors import UserError
+from .corpus import mask_tokens, masked_count
 from .records import Rows
 
 _GRAIN = 8
@@ -161,3 +163,67 @@ class Loader:
         """Padded tokens an epoch over real ones."""
         computed = sum(len(planned.rows) * planned.length for planned in self.plan(0))
         return computed / int(self.rows.length.sum())
+
+
+class MaskedLoader(Loader):
+    """Batches whose words are masked, others in every epoch, for masked-language modelling.
+
+    Args:
+        mask: id of [MASK].
+        special: ids that are never masked.
+        vocabulary: number of ids.
+        probability: part of a row's words to mask.
+        rows, batch_size, options: as for `Loader`.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        *,
+        mask: int,
+        special: set[int],
+        vocabulary: int,
+        probability: float,
+        **options: Any,
+    ):
+        super().__init__(rows, batch_size, **options)
+        self.mask, self.special, self.vocabulary, self.probability = mask, special, vocabulary, probability
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+        """As `Loader.epoch`, with `masked_lm_positions` and `masked_lm_ids` (B, M) int32, `masked_lm_weights` (B, M) float32 and
+        `masked` () float32, the masked words of all ranks' parts of the batch over the number of ranks."""
+        for planned in self.plan(epoch)[skip:]:
+            yield {name: Tensor(value) for name, value in self.masked(planned, epoch).items()}
+
+    def masked(self, planned: PlannedBatch, epoch: int) -> dict[str, np.ndarray]:
+        """This rank's arrays of a planned batch."""
+        values, most = self.batch(planned), max(1, round(planned.length * self.probability))
+        found = []
+        for index, row in enumerate(values["row"]):
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 1, int(row)]))
+            length = int(self.rows.length[row])
+            changed, *places = mask_tokens(
+                values["input_ids"][index, :length],
+                self.special,
+                self.probability,
+                most,
+                self.mask,
+                self.vocabulary,
+                generator,
+            )
+            values["input_ids"][index, :length] = changed
+            found.append(places)
+        positions, ids, weights = (np.stack(part) for part in zip(*found, strict=True))
+        total = sum(self._count(int(row), most) for row in planned.rows[: planned.real])
+        return values | {
+            "masked_lm_positions": positions,
+            "masked_lm_ids": ids,
+            "masked_lm_weights": weights * values["weight"][:, None],
+            "masked": np.float32(total / self.size),
+        }
+
+    def _count(self, row: int, most: int) -> int:
+        """How many words of a row are masked."""
+        ids = self.rows.ids[row, : self.rows.length[row]]
+        return masked_count(int((~np.isin(ids, list(self.special))).sum()), self.probability, most)

@@ -158,3 +158,21 @@ def check_heads(layers: LayerMap, student_heads: int, teacher_heads: int) -> Non
             f"the student has {student_heads} attention heads, the teacher {teacher_heads}; attention scores are "
             "compared head by head, so choose a student with num_attention_heads equal to the teacher's"
         )
+
+
+class MaskedLM(nn.Cell):
+    """The masked words alone: masked-language modelling (BERT, arXiv 1810.04805, section 3.1).
+
+    Batches have `masked_lm_ids` (B, M) int32, `masked_lm_weights` (B, M) float32 and `masked` (), their sum over all ranks
+    over the number of ranks.
+    """
+
+    needs_head = True
+    terms = ("mlm_loss",)
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        scores = student["mlm_logits"]
+        flat = scores.reshape(-1, scores.shape[-1])
+        targets, weights = batch["masked_lm_ids"].reshape(-1), batch["masked_lm_weights"].reshape(-1)
+        loss = losses.cross_entropy(flat, targets, weights, batch["masked"])
+        return loss, (loss,)

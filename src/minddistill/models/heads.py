@@ -105,6 +105,44 @@ class TextModel(nn.Cell):
         return pooled
 
 
+class MaskedWords(nn.Cell):
+    """A masked-LM model reduced to what it says of some positions: `mlm_logits` (B, M, V).
+
+    Its batches have `masked_lm_positions` (B, M) int32.
+    """
+
+    def __init__(self, model: TextModel):
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.gather = ops.Gather()
+
+    def construct(self, batch: dict, step: Tensor | None = None) -> dict:
+        last = self.model.encoder(batch, step)["hidden"][-1].astype(ms.float32)
+        places = batch["masked_lm_positions"]
+        first = ops.arange(0, last.shape[0]).astype(ms.int32).expand_dims(1) * last.shape[1]
+        picked = self.gather(last.reshape(-1, last.shape[2]), (places + first).reshape(-1), 0)
+        picked = picked.reshape(places.shape + (last.shape[2],))
+        return {"mlm_logits": self.model.mlm(picked, self.model.encoder.embeddings.word)}
+
+
+class _Best(nn.Cell):
+    """The words that a masked-LM model holds likeliest at some positions."""
+
+    def __init__(self, words: MaskedWords, count: int):
+        super().__init__(auto_prefix=False)
+        self.words, self.count = words, count
+
+    def construct(self, input_ids: Tensor, input_mask: Tensor, segment_ids: Tensor, places: Tensor) -> Tensor:
+        batch = {
+            "input_ids": input_ids,
+            "input_mask": input_mask,
+            "segment_ids": segment_ids,
+            "masked_lm_positions": places,
+        }
+        scores = self.words(batch)["mlm_logits"]
+        return ops.topk(scores, self.count, -1)[1]
+
+
 class Predictor(nn.Cell):
     """A model reduced to its logits, so that graph mode computes nothing else."""
 
@@ -148,4 +186,11 @@ def predict_function(model: TextModel) -> Callable[[Mapping[str, np.ndarray]], n
     """A function from a batch of arrays to logits (B, C) as an array; dropout is off."""
     cell = Predictor(model)
     names = ("input_ids", "input_mask", "segment_ids")
+    return lambda batch: cell(*(Tensor(batch[name]) for name in names)).asnumpy()
+
+
+def likeliest_function(model: TextModel, count: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """A function from a batch with `masked_lm_positions` (B, M) to the ids (B, M, count) of the likeliest words there."""
+    cell = _Best(MaskedWords(model), count)
+    names = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions")
     return lambda batch: cell(*(Tensor(batch[name]) for name in names)).asnumpy()

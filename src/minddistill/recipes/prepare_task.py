@@ -50,7 +50,7 @@ def run(config: Config) -> dict[str, dict]:
     Raises:
         UserError: a flag, file, row or label is wrong.
     """
-    task, files = _task_and_files(config)
+    task, files = task_and_files(config)
     if config.dataset_type not in records.SUFFIXES:
         raise UserError(f"--dataset_type {config.dataset_type!r}: expected tfrecord or mindrecord")
     length = config.max_seq_length or task.max_length
@@ -93,7 +93,12 @@ def run(config: Config) -> dict[str, dict]:
     return found
 
 
-def _task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
+def task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
+    """The task that the flags name, and the file of each split.
+
+    Raises:
+        UserError: the task is unknown, or none of its files is there.
+    """
     if config.task_name.lower() == CUSTOM:
         given = {"train": config.train_file, "dev": config.dev_file, "test": config.test_file}
         task = Task(

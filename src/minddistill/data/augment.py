@@ -1,0 +1,118 @@
+"""Sentences like those of a data set: words replaced by likely or near ones, or masked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+_PLAIN = re.compile(r"[a-z]+")
+_normalizer, _splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
+
+# The augmented sentences of each text field and row, by task (TinyBERT's N).
+TIMES = {"SST-2": 20, "QNLI": 20, "MNLI": 10, "QQP": 10, "CoLA": 30, "MRPC": 30, "STS-B": 30, "RTE": 30}
+DEFAULT_TIMES = 20
+
+
+@dataclass(frozen=True)
+class Query:
+    """A sentence of which some words are to be replaced.
+
+    Attributes:
+        words: of the sentence.
+        places: of the words that may be replaced.
+    """
+
+    words: tuple[str, ...]
+    places: tuple[int, ...]
+
+
+def split_words(text: str) -> tuple[str, ...]:
+    """Lower-case words and marks of a text, as BERT's basic tokenizer makes them."""
+    return tuple(word for word, _ in _splitter.pre_tokenize_str(_normalizer.normalize_str(text)))
+
+
+def query_of(text: str) -> Query:
+    """The sentence of a text; what may be replaced are words of plain letters that are no stop words."""
+    words = split_words(text)
+    places = [i for i, word in enumerate(words) if _PLAIN.fullmatch(word) and word not in ENGLISH_STOP_WORDS]
+    return Query(words, tuple(places))
+
+
+def replaced(
+    query: Query,
+    candidates: Mapping[int, Sequence[str]],
+    probability: float,
+    times: int,
+    generator: np.random.Generator,
+) -> list[str]:
+    """Sentences in which each candidate word was replaced with a probability (TinyBERT's algorithm 1).
+
+    Args:
+        candidates: what may stand at a place; a word without any stays.
+        times: sentences drawn; those that repeat another, or the original, are dropped.
+
+    Returns:
+        At most `times` sentences, words separated by blanks.
+    """
+    seen = dict.fromkeys([" ".join(query.words)])
+    for _ in range(times):
+        words = list(query.words)
+        for place in query.places:
+            choices = candidates.get(place) or (query.words[place],)
+            choice = choices[int(generator.integers(len(choices)))]
+            if generator.random() < probability:
+                words[place] = choice
+        seen.setdefault(" ".join(words))
+    return list(seen)[1:]
+
+
+def masked(
+    text: str,
+    mask: str,
+    times: int,
+    generator: np.random.Generator,
+    *,
+    p_mask: float = 0.1,
+    p_replace: float = 0.1,
+    p_ngram: float = 0.25,
+    longest: int = 5,
+    like: Callable[[str, np.random.Generator], str | None] | None = None,
+) -> list[str]:
+    """Sentences with words masked, replaced by others of their kind, and n-grams masked; at most half of the words.
+
+    The sampler of Tang et al. 2019 (arXiv 1903.12136, section 3.3) for students of other kinds than their teacher.
+
+    Args:
+        mask: what stands for a masked word.
+        p_mask: probability that a word is masked.
+        p_replace: that it is replaced by what `like` gives for it.
+        p_ngram: that an n-gram of 1 to `longest` words is masked, in a sentence of more than two words.
+        like: a word of the same kind as one; None replaces nothing.
+    """
+    original = text.split()
+    room = len(original) // 2
+    seen = dict.fromkeys([" ".join(original)])
+    for _ in range(times):
+        words, changed = list(original), 0
+        for place, draw in enumerate(generator.random(len(words))):
+            if changed == room:
+                break
+            if draw < p_mask:
+                words[place], changed = mask, changed + 1
+            elif like is not None and draw < p_mask + p_replace:
+                other = like(words[place], generator)
+                if other is not None:
+                    words[place], changed = other, changed + 1
+        if len(words) > 2 and generator.random() < p_ngram:
+            size = int(generator.integers(1, longest + 1))
+            if size <= room - changed:
+                first = int(generator.integers(0, len(words) - size + 1))
+                words[first : first + size] = [mask] * size
+        seen.setdefault(" ".join(words))
+    return list(seen)[1:]

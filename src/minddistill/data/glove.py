@@ -1,0 +1,78 @@
+"""Word vectors of GloVe's text format (Pennington et al. 2014), and the nearest words by cosine."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+
+_BLOCK = 256  # words whose neighbours are computed together
+
+
+class WordVectors:
+    """Words, in the file's order, with vectors of unit length.
+
+    Attributes:
+        words: the words.
+        unit: (N, D) float32.
+    """
+
+    def __init__(self, words: list[str], vectors: np.ndarray):
+        self.words = words
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        self.unit = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+        self._places = {word: place for place, word in enumerate(words)}
+        self._known: dict[tuple[str, int], list[str]] = {}
+
+    def nearest(self, wanted: Iterable[str], count: int) -> dict[str, list[str]]:
+        """The `count` words of largest cosine with each wanted word, itself left out; none for an unknown word.
+
+        Exact, and computed once for a word.
+        """
+        wanted = list(dict.fromkeys(wanted))
+        new = [word for word in wanted if (word, count) not in self._known and word in self._places]
+        for start in range(0, len(new), _BLOCK):
+            part = new[start : start + _BLOCK]
+            mine = np.array([self._places[word] for word in part])
+            cosine = self.unit[mine] @ self.unit.T
+            cosine[np.arange(len(part)), mine] = -np.inf
+            most = min(count, len(self.words) - 1)
+            best = np.argpartition(-cosine, most - 1, axis=1)[:, :most]
+            order = np.argsort(-np.take_along_axis(cosine, best, 1), axis=1, kind="stable")
+            for word, places in zip(part, np.take_along_axis(best, order, 1), strict=True):
+                self._known[word, count] = [self.words[place] for place in places]
+        return {word: self._known.get((word, count), []) for word in wanted}
+
+
+def read_vectors(path: Path, most: int = 100_000) -> WordVectors:
+    """Read a text file of a word and its numbers a line, gzipped or not; the first `most` lines.
+
+    Raises:
+        UserError: the file is absent, not such text, or a line's numbers are not as many as the first one's; names the line.
+    """
+    words, rows, size = [], [], 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if len(words) == most:
+                    break
+                word, *numbers = line.rstrip("\n").split(" ")
+                if number == 1 and len(numbers) == 1:
+                    continue  # word2vec's text format opens with its sizes
+                vector = np.array(numbers, np.float32)
+                size = size or len(vector)
+                if len(vector) != size or not size or not np.isfinite(vector).all():
+                    raise ValueError(f"line {number}: {len(vector)} numbers, the first line has {size}")
+                words.append(word)
+                rows.append(vector)
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{path}: {' '.join(str(error).split())}; expected a word and its numbers on each line"
+        ) from None
+    if not words:
+        raise UserError(f"{path}: no word vectors in it; expected a word and its numbers on each line")
+    return WordVectors(words, np.stack(rows))

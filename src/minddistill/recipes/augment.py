@@ -1,0 +1,327 @@
+"""Augmented training text of a task, as a record directory: words replaced by likely or near ones, or masked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ..config import flag, parse
+from ..data import augment, records
+from ..data.glove import read_vectors
+from ..data.tasks import Example, Task, encode_label, label_table, read_examples
+from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
+from ..errors import UserError
+from ..files import checksum, model_path, require_directory
+from . import prepare_task
+from .resume import begin_records
+
+_ROWS_A_SHARD = 2_000  # of the original text
+_ROWS_A_CHUNK = 256
+_LENGTHS = (16, 32, 64, 128, 256, 512)  # to which the masked-LM model's sentences are padded
+
+
+@dataclass
+class Config(prepare_task.Config):
+    """Text in, augmented records out."""
+
+    method: Literal["tinybert", "mask", "both"] = flag(
+        "tinybert", "tinybert (likely and near words), mask (masks and n-grams), or both"
+    )
+    split: str = flag("train", "split whose text is augmented")
+    times: int = flag(0, "sentences drawn for each text field of a row; 0 takes the task's own (20, 10 or 30)")
+    mlm: str = flag("", "tinybert: model directory with a masked-LM head, for words of one word piece")
+    glove: str = flag("", "tinybert: word vectors as text, gzipped or not, for all other words")
+    p_replace: float = flag(0.4, "tinybert: probability that a word is replaced")
+    candidates: int = flag(15, "tinybert: words that may stand for one")
+    masks_together: int = flag(0, "tinybert: words masked in one forward; 0 for all of a sentence, 1 for one at a time")
+    p_mask: float = flag(0.1, "mask: probability that a word is masked")
+    p_ngram: float = flag(0.25, "mask: probability that an n-gram is masked")
+    longest_ngram: int = flag(5, "mask: words of an n-gram, at most")
+    mask_token: str = flag("", "mask: what stands for a masked word; the tokenizer's own by default")
+    teacher: str = flag("", "classifier that an augmented row must convince; empty takes all rows")
+    confidence: float = flag(0.5, "score of the row's label that the teacher must give it")
+    batch_size: int = flag(64, "sentences that the models read together")
+    seed: int = flag(42, "of what is drawn")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Write the split's rows and, behind each, its augmented ones; returns `meta.json`.
+
+    Run again with the same flags, it goes on with the shards that are missing.
+
+    Raises:
+        UserError: a flag, file, row or model is wrong.
+    """
+    _check(config)
+    config = replace(config, tokenizer=config.tokenizer or config.mlm)
+    task, files = prepare_task.task_and_files(config)
+    if config.split not in files:
+        raise UserError(f"--split {config.split}: no such file; expected one of {', '.join(files)}")
+    source = files[config.split]
+    tokenizer_dir = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
+    tokenizer = load_tokenizer(tokenizer_dir)
+    length = config.max_seq_length or task.max_length
+    tokenizer.enable_truncation(length, strategy="longest_first")
+    examples = list(read_examples(source, task, config.split))
+    table = {} if task.regression else label_table(task, (example.label or "" for example in examples))
+    directory, plan = Path(config.output_dir), _plan(config, source, tokenizer)
+    finished, _ = begin_records(directory, plan, 1)
+    if finished:
+        print(f"{config.split}: finished before, {finished['rows']} rows in {directory}")
+        return finished
+    count = -(-len(examples) // _ROWS_A_SHARD)
+    # Models and vectors are read for shards that are missing only.
+    paths = [directory / f"{config.split}-{i:05d}-of-{count:05d}.tfrecord" for i in range(count)]
+    missing = [index for index, path in enumerate(paths) if not path.is_file()]
+    source_of = _Source(config, task, tokenizer, table) if missing else None
+    for index in missing:
+        start = index * _ROWS_A_SHARD
+        part = examples[start : start + _ROWS_A_SHARD]
+        generator = np.random.Generator(np.random.Philox(key=[config.seed, index]))
+        rows = _rows(
+            source_of.rows(part, generator), tokenizer, task, table, length, f"{source}: row {start + 1} or later"
+        )
+        records.write_tfrecord(paths[index], rows, frozenset(["label_ids"] if task.regression else []))
+        print(f"{config.split}: rows {start + 1} to {start + len(part)} of {len(examples)} augmented", flush=True)
+    written = sum(sum(1 for _ in records.tfrecord_payloads(path, verify=False)) for path in paths)
+    meta = {
+        "task": task.name,
+        "tokenizer": plan["tokenizer"],
+        "vocab_size": tokenizer.get_vocab_size(),
+        "pad_id": pad_id(tokenizer),
+        "seq_length": length,
+        "regression": task.regression,
+        "metrics": list(task.metrics),
+        "split": config.split,
+        "labels": list(table.values()),
+        "raw_labels": list(table),
+        "labelled": True,
+        "rows": written,
+        "source": source.name,
+        "augmented_from": len(examples),
+        "plan": plan,
+    }
+    records.finish_directory(
+        directory, records.schema(length, written, "float32" if task.regression else "int64"), meta
+    )
+    print(f"{config.split}: {written} rows from {len(examples)} of {source} in {directory}")
+    return meta
+
+
+def _check(config: Config) -> None:
+    if config.dataset_type != "tfrecord":
+        raise UserError(f"--dataset_type {config.dataset_type}: augmented rows are written as tfrecord")
+    if not config.output_dir:
+        raise UserError("--output_dir is empty; expected the directory to write records to")
+    if config.method != "mask" and not (config.mlm or config.glove):
+        raise UserError(
+            f"--method {config.method}: expected --mlm (a model directory with a masked-LM head; minddistill pretrain-mlm "
+            "makes one), --glove (word vectors), or both"
+        )
+    for name in ("p_replace", "p_mask", "p_ngram", "confidence"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name} {getattr(config, name)}: expected a probability, 0 to 1")
+    for name in ("candidates", "longest_ngram", "batch_size"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} {getattr(config, name)}: expected 1 or more")
+
+
+def _plan(config: Config, source: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the records depend on."""
+    places = ("output_dir", "data_dir", "train_file", "dev_file", "test_file", "workers", "batch_size", "tokenizer")
+    plan = {name: value for name, value in asdict(config).items() if name not in places}
+    files = {source.name: checksum(source)}
+    if config.glove and Path(config.glove).is_file():
+        files[Path(config.glove).name] = checksum(Path(config.glove))
+    return plan | {"tokenizer": fingerprint(tokenizer), "files": files}
+
+
+class _Source:
+    """Makes rows: each of the original, and behind it those drawn from it."""
+
+    def __init__(self, config: Config, task: Task, tokenizer: Tokenizer, table: Mapping[str, str]):
+        self.config, self.table = config, table
+        self.times = config.times or augment.TIMES.get(task.name, augment.DEFAULT_TIMES)
+        self.vectors = read_vectors(Path(config.glove)) if config.glove else None
+        self.mlm = _Mlm(config) if config.mlm and config.method != "mask" else None
+        self.mask = config.mask_token or tokenizer.id_to_token(special_id(tokenizer, "[MASK]", "<mask>"))
+        self.judge = _Judge(config, task) if config.teacher else None
+
+    def rows(self, examples: Sequence[Example], generator: np.random.Generator) -> Iterator[Example]:
+        """The rows of some examples, in their order."""
+        for start in range(0, len(examples), _ROWS_A_CHUNK):
+            chunk = examples[start : start + _ROWS_A_CHUNK]
+            drawn = self._drawn(chunk, generator)
+            if self.judge is not None:
+                drawn = self.judge.kept(drawn, [self.table.get(e.label or "", e.label or "") for e in chunk])
+            for example, more in zip(chunk, drawn, strict=True):
+                yield example
+                yield from more
+
+    def _drawn(self, chunk: Sequence[Example], generator: np.random.Generator) -> list[list[Example]]:
+        """What is drawn for each example: one field is replaced at a time, the other stays as it is."""
+        texts = list(dict.fromkeys(text for e in chunk for text in (e.text, e.text_pair) if text is not None))
+        made = dict(zip(texts, self._sentences(texts, generator), strict=True))
+        return [
+            [replace(e, text=text) for text in made[e.text]]
+            + [replace(e, text_pair=text) for text in (made[e.text_pair] if e.text_pair is not None else [])]
+            for e in chunk
+        ]
+
+    def _sentences(self, texts: list[str], generator: np.random.Generator) -> list[list[str]]:
+        """New sentences for each text."""
+        config, found = self.config, [[] for _ in texts]
+        if config.method != "mask":
+            queries = [augment.query_of(text) for text in texts]
+            for place, (query, words) in enumerate(zip(queries, self._candidates(queries), strict=True)):
+                found[place] += augment.replaced(query, words, config.p_replace, self.times, generator)
+        if config.method != "tinybert":
+            options = {"p_mask": config.p_mask, "p_ngram": config.p_ngram, "longest": config.longest_ngram}
+            for place, text in enumerate(texts):
+                found[place] += augment.masked(text, self.mask, self.times, generator, p_replace=0.0, **options)
+        return found
+
+    def _candidates(self, queries: Sequence[augment.Query]) -> list[dict[int, list[str]]]:
+        """What may stand at each place of each query: the model's words, else the nearest by vector."""
+        found: list[dict[int, list[str]]] = [{} for _ in queries]
+        if self.mlm is not None:
+            found = self.mlm.candidates(queries)
+        if self.vectors is not None:
+            words = {query.words[place] for query in queries for place in query.places}
+            near = self.vectors.nearest(sorted(words), self.config.candidates)
+            for query, known in zip(queries, found, strict=True):
+                for place in query.places:
+                    known.setdefault(place, near[query.words[place]])
+        return found
+
+
+class _Mlm:
+    """Asks a masked-LM model for the words at masked places, with the original sentence as the second (TinyBERT)."""
+
+    def __init__(self, config: Config):
+        from .. import runtime
+        from ..models import heads, store
+
+        runtime.start("")
+        weights = store.read_weights(config.mlm)
+        shape = weights.config.with_(labels=(), regression=False, pooler=False)
+        self.tokenizer = load_tokenizer(weights.directory)
+        self.longest = min(shape.max_position_embeddings, _LENGTHS[-1])
+        self.together, self.batch, self.count = config.masks_together, config.batch_size, config.candidates
+        self.mask = special_id(self.tokenizer, "[MASK]", "<mask>")
+        self.start = special_id(self.tokenizer, "[CLS]", "<s>")
+        self.end = special_id(self.tokenizer, "[SEP]", "</s>")
+        self.pad = pad_id(self.tokenizer)
+        self.likeliest = heads.likeliest_function(store.build(weights, shape, mlm=True), config.candidates)
+        self.pieces: dict[str, list[int]] = {}
+
+    def candidates(self, queries: Sequence[augment.Query]) -> list[dict[int, list[str]]]:
+        """The likeliest words at the places of one word piece, by query and place."""
+        found: list[dict[int, list[str]]] = [{} for _ in queries]
+        asked = [row for number, query in enumerate(queries) for row in self._rows(number, query)]
+        asked.sort(key=lambda row: len(row[2]))  # sentences of like length together
+        for start in range(0, len(asked), self.batch):
+            part = asked[start : start + self.batch]
+            for (number, places, *_), words in zip(part, self._words(part), strict=True):
+                found[number] |= dict(zip(places, words, strict=False))
+        return found
+
+    def _rows(self, number: int, query: augment.Query) -> Iterator[tuple]:
+        """What is asked for a query: its number, places, ids, where the second sentence begins, and the masks' positions."""
+        pieces = [self._pieces(word) for word in query.words]
+        places = [place for place in query.places if len(pieces[place]) == 1]
+        first = np.cumsum([1, *(len(part) for part in pieces)])
+        original = [piece for part in pieces for piece in part]
+        if 2 * len(original) + 3 > self.longest:
+            original = original[: (self.longest - 3) // 2]
+            places = [place for place in places if first[place] <= len(original)]
+        size = self.together or max(len(places), 1)
+        for start in range(0, len(places), size):
+            group = places[start : start + size]
+            masked = list(original)
+            for place in group:
+                masked[first[place] - 1] = self.mask
+            ids = [self.start, *masked, self.end, *original, self.end]
+            yield number, group, ids, len(masked) + 2, [int(first[place]) for place in group]
+
+    def _words(self, rows: Sequence[tuple]) -> Iterator[list[list[str]]]:
+        """The words for each place of each row; shapes are few, as each is compiled."""
+        length = next(size for size in _LENGTHS if size >= max(len(row[2]) for row in rows))
+        most = next(size for size in _LENGTHS if size >= max(len(row[4]) for row in rows))
+        ids = np.full((self.batch, length), self.pad, np.int32)
+        mask, segments = np.zeros_like(ids), np.zeros_like(ids)
+        positions = np.zeros((self.batch, most), np.int32)
+        mask[:, 0] = 1  # rows that fill the batch are not empty
+        for index, (_, _, row, second, places) in enumerate(rows):
+            ids[index, : len(row)], mask[index, : len(row)] = row, 1
+            segments[index, second : len(row)] = 1
+            positions[index, : len(places)] = places
+        names = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions")
+        best = self.likeliest(dict(zip(names, (ids, mask, segments, positions), strict=True)))
+        for index, row in enumerate(rows):
+            yield [self._whole(best[index, place]) for place in range(len(row[4]))]
+
+    def _whole(self, ids: np.ndarray) -> list[str]:
+        """The words among word pieces: without those that continue a word, and special ones."""
+        pieces = (self.tokenizer.id_to_token(int(number)) or "" for number in ids)
+        words = (piece.removeprefix("\u0120") for piece in pieces if not piece.startswith("##"))
+        return [word for word in words if word and word[0] not in "[<"]
+
+    def _pieces(self, word: str) -> list[int]:
+        if word not in self.pieces:
+            self.pieces[word] = self.tokenizer.encode(word, add_special_tokens=False).ids
+        return self.pieces[word]
+
+
+class _Judge:
+    """A classifier that augmented rows must convince of their label."""
+
+    def __init__(self, config: Config, task: Task):
+        from .. import pipeline
+
+        if task.regression:
+            raise UserError(f"--teacher: {task.name} is a regression; its rows have no label to be convinced of")
+        self.path, self.least = config.teacher, config.confidence
+        self.pipeline = pipeline(config.teacher, batch_size=config.batch_size)
+
+    def kept(self, drawn: Sequence[Sequence[Example]], labels: Sequence[str]) -> list[list[Example]]:
+        """The rows to whose label the classifier gives the least score or more."""
+        unknown = set(labels) - set(self.pipeline.labels)
+        if unknown:
+            raise UserError(
+                f"--teacher {self.path}: knows {', '.join(self.pipeline.labels)}; the rows have {min(unknown)!r}"
+            )
+        texts = [
+            example.text if example.text_pair is None else {"text": example.text, "text_pair": example.text_pair}
+            for rows in drawn
+            for example in rows
+        ]
+        scores = iter(self.pipeline.scores(texts) if texts else ())
+        places = [self.pipeline.labels.index(label) for label in labels]
+        return [
+            [example for example in rows if next(scores)[place] >= self.least]
+            for rows, place in zip(drawn, places, strict=True)
+        ]
+
+
+def _rows(
+    examples: Iterator[Example], tokenizer: Tokenizer, task: Task, table: Mapping[str, str], length: int, where: str
+) -> Iterator[dict[str, list]]:
+    """The records of examples."""
+    pad = pad_id(tokenizer)
+    for example in examples:
+        texts = (example.text,) if example.text_pair is None else (example.text, example.text_pair)
+        encoding = tokenizer.encode(*texts)
+        row = records.padded(encoding.ids, len(encoding.ids) - sum(encoding.type_ids), length, pad)
+        row["label_ids"] = [encode_label(task, table, example.label, where)]
+        yield row
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of `minddistill augment`."""
+    run(*parse("minddistill augment", "Write augmented records of a task.", [Config], argv))

@@ -1,0 +1,164 @@
+"""A masked-LM head for an encoder that has none, or an encoder trained further, on a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .. import runtime
+from ..config import flag, parse
+from ..data.loader import MaskedLoader
+from ..data.tokenizer import load_tokenizer, special_id
+from ..distill.distiller import Distiller
+from ..distill.objectives import MaskedLM
+from ..errors import UserError
+from ..models import store
+from ..models.heads import MaskedWords
+from . import common, report
+from .checks import Load, check_load
+from .flags import OptimFlags, RunFlags, StepFlags, step_config
+from .stage import Stage, Work, open_run, run_stage
+
+
+@dataclass
+class Config:
+    """Masked-language modelling."""
+
+    model: str = flag("", "model directory or .ckpt of an encoder, with a masked-LM head or without")
+    data_dir: str = flag("", "record directory of a corpus, without masks of its own")
+    train: Literal["head", "all"] = flag("head", "what is trained: the new head, or the encoder too")
+    masked_lm_prob: float = flag(0.15, "part of the words that is masked, others in every epoch")
+    epoch_size: int = flag(1, "epochs")
+    train_steps: int = flag(0, "stop after so many steps; 0 for all epochs")
+    schema_dir: str = flag("", "schema file, where the record directory has none")
+    dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
+    save_checkpoint_step: int = flag(1000, "steps between checkpoints", "save_ckpt_step")
+    max_ckpt_num: int = flag(1, "checkpoints kept")
+    num_attention_heads: int = flag(12, "attention heads of a .ckpt that has no config.json beside it")
+    device_target: str = flag("", "Ascend, GPU or CPU; empty takes the best that is there")
+    device_id: int = flag(0, "number of the device")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.masked_lm_prob < 1:
+            raise UserError(f"--masked_lm_prob {self.masked_lm_prob}: expected a number between 0 and 1")
+
+
+@dataclass
+class Learning(OptimFlags):
+    """Optimiser."""
+
+    learning_rate: float = flag(5e-4, "highest learning rate; about 5e-5 with --train all")
+
+
+def run(config: Config, learning: Learning, run_flags: RunFlags, step_flags: StepFlags) -> Path:
+    """Train and return the model directory, whose model has the head.
+
+    Raises:
+        UserError: flags, records or model do not go together.
+    """
+    place = runtime.start(config.device_target, config.device_id)
+    directory, log = open_run(run_flags, place)
+    try:
+        result = run_stage(prepare(config, learning, run_flags, step_flags, place, directory, log))[0]
+        report.at_end(directory, log)
+        return result
+    finally:
+        log.close()
+
+
+def prepare(
+    config: Config,
+    learning: Learning,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
+    place: runtime.Runtime,
+    directory: Path,
+    log: common.RunLog,
+) -> Stage:
+    """Read and check what the flags name; the stage that they describe.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    with log.check("model") as found:
+        weights = store.read_weights(config.model, config.num_attention_heads)
+        found(common.described(weights))
+    rows = common.read_checked(
+        config.data_dir,
+        "--data_dir",
+        weights.config,
+        weights.directory,
+        kind=config.dataset_type,
+        schema_file=config.schema_dir,
+        labelled=False,
+        verify=run_flags.verify_records,
+        log=log,
+    )
+    with log.check("vocabulary") as found:
+        tokenizer = load_tokenizer(weights.directory)
+        mask = special_id(tokenizer, "[MASK]", "<mask>")
+        names = (("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[PAD]", "<pad>"))
+        special = {mask, *(special_id(tokenizer, *pair) for pair in names)}
+        found(f"{weights.config.vocab_size} word pieces, mask {mask}")
+    wanted = weights.config.with_(labels=(), regression=False, pooler=False)
+    buckets = common.buckets_for(step_flags.buckets, rows, fixed=False)
+    load = Load(wanted.parameters, wanted, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {})
+    check_load(load, directory, place.device, log)
+
+    def build() -> Work:
+        types = runtime.precision(step_flags.compute_type, step_flags.dtype, place.device)
+        model = store.build(weights, wanted, seed=run_flags.seed, may_miss=("mlm.",), mlm=True, **types)
+        if config.train == "head":
+            for parameter in model.encoder.get_parameters():
+                parameter.requires_grad = False
+
+        def save(name: str, found: Mapping[str, float]) -> Path:
+            return store.save(
+                directory / name,
+                model,
+                tokenizer_from=weights.directory,
+                command="minddistill pretrain-mlm",
+                parents={"encoder": str(config.model)},
+                data={"corpus": str(config.data_dir), "rows": len(rows)},
+                metrics=found,
+                mlm=True,
+            )
+
+        batches = MaskedLoader(
+            rows,
+            step_flags.batch_size,
+            mask=mask,
+            special=special,
+            vocabulary=wanted.vocab_size,
+            probability=config.masked_lm_prob,
+            buckets=buckets,
+            seed=run_flags.seed,
+        )
+        return Work(Distiller(MaskedWords(model), None, MaskedLM()), batches, save)
+
+    return Stage(
+        name="mlm",
+        directory=directory,
+        build=build,
+        epochs=config.epoch_size,
+        optim=learning.optim(),
+        step=step_config(step_flags, learning),
+        flags=run_flags,
+        runtime=place,
+        log=log,
+        groups=[config, learning, run_flags, step_flags],
+        content={"model": {"weights": weights.fingerprint()}, "data_dir": rows.files},
+        save_steps=config.save_checkpoint_step,
+        keep=config.max_ckpt_num,
+        most_steps=config.train_steps,
+    )
+
+
+GROUPS = [Config, Learning, RunFlags, StepFlags]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of `minddistill pretrain-mlm`."""
+    run(*parse("minddistill pretrain-mlm", "Train a masked-LM head on a corpus.", GROUPS, argv))

@@ -1,0 +1,134 @@
+"""A study of Optuna's (arXiv 1907.10902): trials in an SQLite file, which several processes may share and which outlives them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.importance import get_param_importances
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..errors import UserError
+
+_BEAT = 30  # seconds between a running trial's signs of life; after four without, it is taken up by others
+_SPACE = "space"
+
+
+class Refused(Exception):
+    """A trial whose setting the command does not take; the search goes on with others."""
+
+
+class Interrupted(Exception):
+    """A trial that was stopped; it is the first to be run when the search goes on."""
+
+
+def open_study(file: Path, space: Mapping[str, BaseDistribution], seed: int, prune: bool) -> optuna.Study:
+    """Open the study that a file holds, or begin it: TPE over the space, and the median rule on values per epoch.
+
+    Raises:
+        UserError: the file is no study, or one over another space.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials are told of by who runs them
+    beats = {
+        "heartbeat_interval": _BEAT,
+        "grace_period": 4 * _BEAT,
+        "heartbeat_stale_trial_callback": lambda study, trial: study.enqueue_trial(trial.params),
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
+            storage = optuna.storages.RDBStorage(f"sqlite:///{file}", **beats)
+        study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
+        described = {name: optuna.distributions.distribution_to_json(kind) for name, kind in space.items()}
+        known = study.user_attrs.get(_SPACE)
+        begun = len(study.trials)
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise UserError(
+            f"{file}: {' '.join(str(error).split())[:200]}; expected a study of an earlier search"
+        ) from None
+    if known not in (None, described):
+        raise UserError(
+            f"{file}: is of a search over {_told(known)}, not {_told(described)}; give another --output_dir"
+        )
+    study.set_user_attr(_SPACE, described)
+    # Seeded by what is there already, so that a search that goes on does not draw its first settings again.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + begun, constant_liar=True)
+    study.pruner = optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner()
+    return study
+
+
+def _told(space: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in space.items())
+
+
+def optimize(
+    study: optuna.Study,
+    space: Mapping[str, BaseDistribution],
+    trials: int,
+    evaluate: Callable[[Trial, dict[str, Any]], float],
+) -> None:
+    """Run trials until the study has so many that ended: complete, pruned or refused.
+
+    Args:
+        evaluate: the value of a setting; it reports values per epoch to the trial, and may raise Refused or
+            optuna.TrialPruned.
+
+    Raises:
+        Interrupted: a trial was stopped; its setting is queued again.
+    """
+
+    def objective(trial: Trial) -> float:
+        setting = {name: _drawn(trial, name, kind) for name, kind in space.items()}
+        try:
+            return evaluate(trial, setting)
+        except Refused as error:
+            trial.set_user_attr("refused", str(error))
+            raise
+        except (Interrupted, KeyboardInterrupt):
+            study.enqueue_trial(setting)
+            raise Interrupted from None
+
+    while sum(map(_counts, study.get_trials(deepcopy=False))) < trials:
+        study.optimize(objective, n_trials=1, catch=(Refused,))
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is one of those that were asked for: also one that another process runs now."""
+    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+    return trial.state in ended or "refused" in trial.user_attrs
+
+
+def _drawn(trial: Trial, name: str, kind: BaseDistribution) -> Any:
+    if isinstance(kind, optuna.distributions.CategoricalDistribution):
+        return trial.suggest_categorical(name, kind.choices)
+    if isinstance(kind, optuna.distributions.IntDistribution):
+        return trial.suggest_int(name, kind.low, kind.high, step=kind.step, log=kind.log)
+    return trial.suggest_float(name, kind.low, kind.high, step=kind.step, log=kind.log)
+
+
+def ended(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that have come to an end, in their order."""
+    found = study.get_trials(deepcopy=False)
+    return [trial for trial in found if trial.state != TrialState.RUNNING and _counts(trial)]
+
+
+def importance(study: optuna.Study) -> dict[str, float]:
+    """How much of the value's variance each flag explains (fANOVA, Hutter et al. 2014), greatest first.
+
+    Empty where there are too few complete trials, or all have the same value.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len({trial.value for trial in complete}) < 2:
+        return {}
+    return dict(get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)))
+
+
+def beaten(study: optuna.Study, value: float) -> bool:
+    """Whether a complete trial of the study is at least as good as a value."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return any(trial.value >= value for trial in complete)

@@ -1,0 +1,105 @@
+"""What is drawn from a sentence, and the nearest words of a vector file."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from minddistill.data import augment
+from minddistill.data.glove import WordVectors, read_vectors
+from minddistill.errors import UserError
+
+
+def generator(seed=0):
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def test_words_are_those_of_berts_basic_tokenizer():
+    query = augment.query_of("The Café's plot isn't GREAT, 3-D fun!")
+    assert query.words == ("the", "cafe", "'", "s", "plot", "isn", "'", "t", "great", ",", "3", "-", "d", "fun", "!")
+    assert [query.words[place] for place in query.places] == ["cafe", "s", "plot", "isn", "t", "great", "d", "fun"]
+
+
+def test_every_candidate_word_is_replaced_at_probability_one():
+    query = augment.query_of("the plot was great")
+    found = augment.replaced(query, {1: ["story"], 3: ["superb"]}, 1.0, 5, generator())
+    assert found == ["the story was superb"]  # five times the same, told once
+    assert augment.replaced(query, {1: ["story"], 3: ["superb"]}, 0.0, 5, generator()) == []
+    assert augment.replaced(query, {}, 1.0, 5, generator()) == []  # a word without candidates stays
+
+
+def test_words_are_replaced_at_their_rate_and_uniformly():
+    query = augment.Query(("alpha", "beta"), (0,))
+    drawn = generator(1)
+    found = [augment.replaced(query, {0: ["x", "y", "z"]}, 0.4, 1, drawn) for _ in range(3000)]
+    changed = [lines[0].split()[0] for lines in found if lines]
+    assert len(changed) / 3000 == pytest.approx(0.4, abs=0.03)
+    for word in "xyz":
+        assert changed.count(word) / len(changed) == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_at_most_half_of_the_words_are_masked():
+    text = " ".join(f"w{i}" for i in range(11))
+    seen = set()
+    for seed in range(40):
+        for line in augment.masked(text, "[MASK]", 20, generator(seed), p_mask=0.2, p_ngram=0.5):
+            words = line.split()
+            assert len(words) == 11 and all(word in ("[MASK]", f"w{i}") for i, word in enumerate(words))
+            assert 1 <= words.count("[MASK]") <= 5
+            seen.add(words.count("[MASK]"))
+    assert seen == {1, 2, 3, 4, 5}
+
+
+def test_ngrams_are_masked_as_one_run():
+    lines = augment.masked("a b c d e f g h", "_", 200, generator(), p_mask=0.0, p_ngram=1.0, longest=3)
+    assert lines and {line.replace(" ", "").strip("abcdefgh") for line in lines} == {"_", "__", "___"}
+    assert augment.masked("a b", "_", 50, generator(), p_mask=0.0, p_ngram=1.0) == []
+
+
+def test_words_of_a_kind_replace_words():
+    found = augment.masked(
+        "a b c d", "_", 30, generator(), p_mask=0.0, p_replace=1.0, p_ngram=0.0, like=lambda word, _: word.upper()
+    )
+    assert found == ["A B c d"]  # half of four
+
+
+def test_nearest_words_are_those_of_largest_cosine():
+    vectors = np.array([[1, 0], [10, 1], [0, 1], [-1, 0], [1, 1]], np.float32)
+    words = WordVectors(["east", "almost", "north", "west", "between"], vectors)
+    assert words.nearest(["east", "unknown"], 3) == {"east": ["almost", "between", "north"], "unknown": []}
+    assert words.nearest(["east"], 10)["east"] == ["almost", "between", "north", "west"]
+    rng = np.random.default_rng(0)
+    many = WordVectors([f"w{i}" for i in range(700)], rng.normal(size=(700, 20)))
+    found = many.nearest(many.words, 15)
+    plain = many.unit @ many.unit.T - 2 * np.eye(700)
+    assert found == {f"w{i}": [f"w{j}" for j in np.argsort(-plain[i], kind="stable")[:15]] for i in range(700)}
+
+
+def test_vector_files(tmp_path):
+    path = tmp_path / "v.txt"
+    path.write_text("the 1 0\ncat 0 2\ndog 1 1\n")
+    assert read_vectors(path).words == ["the", "cat", "dog"] and read_vectors(path, 2).words == ["the", "cat"]
+    np.testing.assert_allclose(read_vectors(path).unit[2], np.sqrt([0.5, 0.5]), rtol=1e-6)
+    zipped = tmp_path / "v.txt.gz"
+    zipped.write_bytes(gzip.compress(b"3 2\n" + path.read_bytes()))
+    assert read_vectors(zipped).words == ["the", "cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "no word vectors"),
+        (b"the 1 0\ncat 0\n", "line 2: 1 numbers, the first line has 2"),
+        (b"the 1 x\n", "expected a word and its numbers"),
+        (b"the 1 nan\n", "line 1"),
+        (b"\xff\xfe 1 0\n", "expected a word and its numbers"),
+    ],
+)
+def test_broken_vector_files_are_named(tmp_path, content, told):
+    path = tmp_path / "v.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        read_vectors(path)
+    assert str(path) in str(refused.value) and told in str(refused.value)
+    with pytest.raises(UserError, match="expected a word"):
+        read_vectors(tmp_path / "absent.txt")

@@ -1,0 +1,177 @@
+"""Augmentation and the masked-LM head it needs, from commands to records."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+from small import QUICK, command
+
+from minddistill.data import records
+from minddistill.data.loader import MaskedLoader
+from minddistill.data.tokenizer import load_tokenizer
+from minddistill.models import heads, store
+from minddistill.recipes import augment
+
+
+@pytest.fixture(scope="module")
+def mlm(tmp_path_factory, data, tiny_encoder):
+    """The tiny encoder with a masked-LM head, trained on the sentences without their labels."""
+    out = tmp_path_factory.mktemp("mlm")
+    flags = ["--model", tiny_encoder, "--data_dir", data / "train", "--train", "all", "--learning_rate", "5e-3"]
+    assert command("pretrain-mlm", *flags, "--epoch_size", "4", "--output_dir", out, *QUICK) == 0
+    return out / "last"
+
+
+@pytest.fixture
+def words(tiny_text, tmp_path):
+    return ["--task_name", "custom", "--train_file", tiny_text / "train.tsv", "--max_seq_length", "12"] + [
+        *("--output_dir", tmp_path / "augmented", "--times", "4")
+    ]
+
+
+class Scores(nn.Cell):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def construct(self, batch):
+        return self.model(batch)["mlm_logits"]
+
+
+def texts(directory, encoder):
+    """Text and label of every row."""
+    tokenizer, rows = load_tokenizer(encoder), records.read_rows(directory)
+    lines = [tokenizer.decode(ids[:n].tolist()) for ids, n in zip(rows.ids, rows.length, strict=True)]
+    return lines, [rows.meta["labels"][int(label)] for label in rows.label]
+
+
+def test_masked_words_are_those_of_the_whole_model(mlm, data):
+    weights = store.read_weights(mlm)
+    shape = weights.config.with_(pooler=False)
+    model = store.build(weights, shape, mlm=True)
+    rows = records.read_rows(data / "train")
+    ids = rows.ids[:3].astype(np.int32)
+    mask = (np.arange(ids.shape[1]) < rows.length[:3, None]).astype(np.int32)
+    places = np.array([[1, 2], [0, 3], [2, 2]], np.int32)
+    batch = {"input_ids": ids, "input_mask": mask, "segment_ids": np.zeros_like(ids), "masked_lm_positions": places}
+    tensors = ms.mutable({name: ms.Tensor(value) for name, value in batch.items()})
+    whole, some = (Scores(cell)(tensors).asnumpy() for cell in (model, heads.MaskedWords(model)))
+    picked = np.take_along_axis(whole, places[:, :, None], 1)
+    np.testing.assert_allclose(some, picked, atol=1e-5)
+    best = heads.likeliest_function(model, 4)(batch)
+    np.testing.assert_array_equal(best, np.argsort(-picked, -1, kind="stable")[..., :4])
+
+
+def test_masks_change_by_epoch_and_count_once(data):
+    rows = records.read_rows(data / "train", labelled=False)
+    options = {"mask": 4, "special": {0, 2, 3, 4}, "vocabulary": 24, "probability": 0.3, "seed": 1}
+    whole = MaskedLoader(rows, 32, **options)
+    planned = next(planned for planned in whole.plan(0) if planned.real == 32)
+    first, again, next_ = (whole.masked(planned, epoch) for epoch in (0, 0, 1))
+    np.testing.assert_array_equal(first["input_ids"], again["input_ids"])
+    assert (first["input_ids"] != next_["input_ids"]).any()
+    assert first["masked"] == first["masked_lm_weights"].sum() > 0
+    plain = whole.batch(planned)["input_ids"]
+    for row in range(32):
+        count = int(first["masked_lm_weights"][row].sum())
+        where = first["masked_lm_positions"][row, :count]
+        np.testing.assert_array_equal(plain[row, where], first["masked_lm_ids"][row, :count])
+        untouched = np.setdiff1d(np.arange(plain.shape[1]), where)
+        np.testing.assert_array_equal(plain[row, untouched], first["input_ids"][row, untouched])
+    halves = [MaskedLoader(rows, 16, rank=rank, size=2, **options).masked(planned, 0) for rank in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate([half["input_ids"] for half in halves]), first["input_ids"])
+    assert halves[0]["masked"] == pytest.approx(first["masked"] / 2)
+
+
+def test_head_is_trained_and_the_encoder_kept(mlm, data, tiny_encoder, tmp_path):
+    flags = ["--model", tiny_encoder, "--data_dir", data / "train", "--train_steps", "3", "--output_dir", tmp_path]
+    assert command("pretrain-mlm", *flags, *QUICK) == 0
+    before, after = store.read_weights(tiny_encoder).values, store.read_weights(tmp_path / "last").values
+    kept = [path for path in after if path.startswith("encoder.")]
+    assert all(np.array_equal(before[path], after[path]) for path in kept) and len(kept) > 20
+    assert np.abs(after["mlm.bias"]).max() > 0 and "mlm.transform.weight" in after
+
+
+def test_rows_are_augmented_behind_their_original(words, mlm, tiny_encoder, tiny_text, tmp_path, monkeypatch):
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("film 1 0\nmovie 0.9 0.1\nplot 0 1\nacting 0.1 0.9\n")
+    flags = [*words, "--mlm", mlm, "--glove", vectors, "--candidates", "5", "--batch_size", "32"]
+    monkeypatch.setattr(augment, "_ROWS_A_SHARD", 100)
+    assert command("augment", *flags) == 0
+    out = tmp_path / "augmented"
+    lines, labels = texts(out, tiny_encoder)
+    source = [line.split("\t") for line in (tiny_text / "train.tsv").read_text().splitlines()[1:]]
+    meta = records.read_rows(out).meta
+    assert meta["augmented_from"] == 240 and len(lines) == meta["rows"] > 400
+    place = -1
+    for text, label in source:  # in their order, each with its label
+        place = lines.index(" ".join(text.split()), place + 1)
+        assert labels[place] == label
+    # A row stands behind the one it was drawn from: as long, with its label, and equal in all stop words.
+    original = [i for i, line in enumerate(lines) if [line, labels[i]] in [[" ".join(t.split()), y] for t, y in source]]
+    for i in set(range(len(lines))) - set(original):
+        parent = max(j for j in original if j < i)
+        pairs = list(zip(lines[i].split(), lines[parent].split(), strict=True))
+        assert labels[i] == labels[parent] and any(new != old for new, old in pairs)
+        assert all(new == old for new, old in pairs if old in ("the", "is", "a", "was"))
+    bytes_ = {file.name: file.read_bytes() for file in out.glob("*.tfrecord")}
+    assert len(bytes_) == 3
+    # Killed after two shards, it goes on to the same bytes.
+    (out / "meta.json").unlink()
+    (out / "train-00001-of-00003.tfrecord").unlink()
+    (out / ".work").mkdir()
+    records.write_json(out / ".work/plan.json", {"plan": meta["plan"], "workers": 1})
+    assert command("augment", *flags) == 0
+    assert {file.name: file.read_bytes() for file in out.glob("*.tfrecord")} == bytes_
+    assert command("augment", *flags, "--seed", "7") == 2  # another run's
+
+
+def test_pairs_keep_the_field_that_is_not_replaced(tiny_encoder, tmp_path):
+    (tmp_path / "pairs.tsv").write_text("a\tb\tlabel\ngood film\tbad plot\tyes\ndull movie\tgreat acting\tno\n")
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text(
+        "good 1 0\ngreat 1 0.1\nbad 0 1\npoor 0.1 1\nfilm 1 1\nmovie 1 0.9\nplot 2 1\nacting 2 1.1\ndull -1 0\n"
+    )
+    flags = ["--task_name", "custom", "--train_file", tmp_path / "pairs.tsv", "--text_column", "a"]
+    flags += ["--text_pair_column", "b", "--tokenizer", tiny_encoder, "--glove", vectors, "--p_replace", "1"]
+    assert command("augment", *flags, "--candidates", "1", "--times", "1", "--output_dir", tmp_path / "out") == 0
+    rows = records.read_rows(tmp_path / "out")
+    tokenizer = load_tokenizer(tiny_encoder)
+    found = [
+        (tokenizer.decode(ids[:second].tolist()), tokenizer.decode(ids[second:n].tolist()))
+        for ids, second, n in zip(rows.ids, rows.second, rows.length, strict=True)
+    ]
+    assert found[:3] == [("good film", "bad plot"), ("great movie", "bad plot"), ("good film", "poor acting")]
+
+
+def test_masks_and_a_teacher_that_must_be_convinced(words, teacher, tiny_encoder, tmp_path, capsys):
+    flags = [*words, "--method", "mask", "--tokenizer", tiny_encoder, "--p_mask", "0.5"]
+    assert command("augment", *flags) == 0
+    every, _ = texts(tmp_path / "augmented", tiny_encoder)
+    rows = records.read_rows(tmp_path / "augmented")
+    assert (rows.ids == 4).any(1).sum() == len(rows) - 240 > 200
+    judged = [*flags, "--teacher", teacher, "--confidence", "0.9", "--output_dir", tmp_path / "judged"]
+    assert command("augment", *judged) == 0
+    kept, _ = texts(tmp_path / "judged", tiny_encoder)
+    assert 240 < len(kept) < len(every)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--mlm", ""], "expected --mlm"),
+        (["--glove", "x", "--p_replace", "1.5"], "--p_replace 1.5: expected a probability"),
+        (["--glove", "absent.txt"], "absent.txt"),
+        (["--glove", "x", "--split", "test"], "--split test: no such file"),
+        (["--glove", "x", "--dataset_type", "mindrecord"], "written as tfrecord"),
+    ],
+)
+def test_wrong_flags_end_in_a_line(words, tiny_encoder, capsys, flags, told):
+    assert command("augment", *words, "--tokenizer", tiny_encoder, *flags) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+def test_an_encoder_without_the_head_is_refused(words, tiny_encoder, capsys):
+    assert command("augment", *words, "--mlm", tiny_encoder) == 2
+    assert "mlm." in capsys.readouterr().err

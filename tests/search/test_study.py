@@ -1,0 +1,84 @@
+"""Studies: how many trials run, what becomes of those that end early, and what is found."""
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+
+from minddistill.errors import UserError
+from minddistill.search import study as studies
+
+SPACE = {"x": FloatDistribution(0.0, 1.0), "idle": FloatDistribution(0.0, 1.0)}
+
+
+@pytest.fixture
+def opened(tmp_path):
+    return lambda space=SPACE: studies.open_study(tmp_path / "study.db", space, seed=0, prune=True)
+
+
+def hill(trial, setting):
+    return 1 - (setting["x"] - 0.3) ** 2
+
+
+def test_trials_count_over_runs_and_find_the_hill(opened):
+    studies.optimize(opened(), SPACE, 10, hill)
+    first = opened()
+    assert len(studies.ended(first)) == 10
+    studies.optimize(first, SPACE, 25, hill)
+    again = opened()
+    assert len(studies.ended(again)) == 25 and again.best_params["x"] == pytest.approx(0.3, abs=0.1)
+    drawn = [trial.params["x"] for trial in studies.ended(again)]
+    assert len(set(drawn)) == 25  # a search that goes on draws new settings
+    shares = studies.importance(again)
+    assert list(shares) == ["x", "idle"] and shares["x"] > 0.8 and sum(shares.values()) == pytest.approx(1)
+    assert studies.beaten(again, 0.5) and not studies.beaten(again, 1.1)
+
+
+def test_a_stopped_setting_is_the_next(opened):
+    met = []
+
+    def stopped_once(trial, setting):
+        met.append(setting)
+        if len(met) == 2:
+            raise KeyboardInterrupt
+        return 0.5
+
+    study = opened()
+    with pytest.raises(studies.Interrupted):
+        studies.optimize(study, SPACE, 4, stopped_once)
+    assert len(studies.ended(study)) == 1  # the stopped one does not count
+    studies.optimize(opened(), SPACE, 4, stopped_once)
+    assert met[2] == met[1] and len(studies.ended(opened())) == 4
+
+
+def test_refused_settings_count_and_carry_their_reason(opened):
+    def refused(trial, setting):
+        raise studies.Refused("no such layer")
+
+    study = opened()
+    studies.optimize(study, SPACE, 3, refused)
+    assert [trial.user_attrs["refused"] for trial in studies.ended(study)] == ["no such layer"] * 3
+    assert studies.importance(study) == {}
+
+
+def test_trials_below_the_median_are_pruned(opened):
+    def watched(trial, setting):
+        value = 0.9 if trial.number < 6 else 0.1
+        for epoch in (1, 2):
+            trial.report(value, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return value
+
+    study = opened()
+    studies.optimize(study, SPACE, 8, watched)
+    states = [trial.state.name for trial in studies.ended(study)]
+    assert states == ["COMPLETE"] * 6 + ["PRUNED"] * 2
+
+
+def test_another_space_and_a_file_that_is_no_study_are_refused(opened, tmp_path):
+    opened()
+    with pytest.raises(UserError, match=r"is of a search over .*give another --output_dir"):
+        opened({"y": FloatDistribution(0.0, 1.0)})
+    (tmp_path / "study.db").write_text("not a database, but long enough to be taken for the header of one" * 3)
+    with pytest.raises(UserError, match="expected a study of an earlier search"):
+        opened()
