@@ -6,6 +6,8 @@ its attribute `terms` names; `logits_only` tells that it reads nothing else of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -51,6 +53,13 @@ class FitDense(nn.Cell):
         return {f"{leaf}_{i}": f"fit_denses.{i}.{leaf}" for i in range(self.count) for leaf in ("weight", "bias")}
 
 
+class Same(nn.Cell):
+    """In the place of `FitDense` where student and teacher are of one width."""
+
+    def construct(self, hidden: Tensor, index: int) -> Tensor:
+        return hidden.astype(ms.float32)
+
+
 class Intermediate(nn.Cell):
     """Attention scores and hidden states, embeddings included: general distillation and task phase 1.
 
@@ -59,14 +68,14 @@ class Intermediate(nn.Cell):
 
     Args:
         layers: the layer map.
-        fit: projection of the student's hidden states.
+        fit: projection of the student's hidden states, `FitDense` or `Same`.
         mode: "masked" or "reference".
     """
 
     needs_head, logits_only = False, False
     terms = ("attention_loss", "hidden_loss")
 
-    def __init__(self, layers: LayerMap, fit: FitDense, mode: str = "masked"):
+    def __init__(self, layers: LayerMap, fit: FitDense | Same, mode: str = "masked"):
         super().__init__()
         self.layers, self.fit = layers, fit
         self.attention_pairs = tuple(enumerate(layers.attention))
@@ -147,6 +156,51 @@ class Labels(nn.Cell):
         return loss, (loss,)
 
 
+class MaskedLM(nn.Cell):
+    """The masked words alone: masked-language modelling (BERT, arXiv 1810.04805, section 3.1).
+
+    Batches have `masked_lm_ids` (B, M) int32, `masked_lm_weights` (B, M) float32 and `masked` (), their sum over all ranks
+    over the number of ranks.
+    """
+
+    needs_head, logits_only = True, False
+    terms = ("mlm_loss",)
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        scores = student["mlm_logits"]
+        flat = scores.reshape(-1, scores.shape[-1])
+        targets, weights = batch["masked_lm_ids"].reshape(-1), batch["masked_lm_weights"].reshape(-1)
+        loss = losses.cross_entropy(flat, targets, weights, batch["masked"])
+        return loss, (loss,)
+
+
+class Weighted(nn.Cell):
+    """A sum of objectives, each with its weight; one of weight 0 is left out.
+
+    Args:
+        parts: weights and objectives.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, nn.Cell]]):
+        super().__init__()
+        kept = [(weight, part) for weight, part in parts if weight]
+        if not kept:
+            raise UserError("all weights of the loss are 0; expected one above 0")
+        self.weights, self.parts = tuple(weight for weight, _ in kept), nn.CellList([part for _, part in kept])
+        self.count = len(kept)
+        self.terms = tuple(term for _, part in kept for term in part.terms)
+        self.needs_head = any(part.needs_head for _, part in kept)
+        self.logits_only = all(part.logits_only for _, part in kept)
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        total, terms = Tensor(0.0, ms.float32), ()
+        for i in range(self.count):
+            loss, found = self.parts[i](batch, student, teacher)
+            total = total + self.weights[i] * loss
+            terms = terms + found
+        return total, terms
+
+
 def check_heads(layers: LayerMap, student_heads: int, teacher_heads: int) -> None:
     """See that attention scores can be compared.
 
@@ -158,21 +212,3 @@ def check_heads(layers: LayerMap, student_heads: int, teacher_heads: int) -> Non
             f"the student has {student_heads} attention heads, the teacher {teacher_heads}; attention scores are "
             "compared head by head, so choose a student with num_attention_heads equal to the teacher's"
         )
-
-
-class MaskedLM(nn.Cell):
-    """The masked words alone: masked-language modelling (BERT, arXiv 1810.04805, section 3.1).
-
-    Batches have `masked_lm_ids` (B, M) int32, `masked_lm_weights` (B, M) float32 and `masked` (), their sum over all ranks
-    over the number of ranks.
-    """
-
-    needs_head = True
-    terms = ("mlm_loss",)
-
-    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        scores = student["mlm_logits"]
-        flat = scores.reshape(-1, scores.shape[-1])
-        targets, weights = batch["masked_lm_ids"].reshape(-1), batch["masked_lm_weights"].reshape(-1)
-        loss = losses.cross_entropy(flat, targets, weights, batch["masked"])
-        return loss, (loss,)

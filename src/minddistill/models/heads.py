@@ -116,7 +116,7 @@ class MaskedWords(nn.Cell):
         self.model = model
         self.gather = ops.Gather()
 
-    def construct(self, batch: dict, step: Tensor | None = None) -> dict:
+    def construct(self, batch: dict, step: Tensor | None = None, first_only: bool = False) -> dict:
         last = self.model.encoder(batch, step)["hidden"][-1].astype(ms.float32)
         places = batch["masked_lm_positions"]
         first = ops.arange(0, last.shape[0]).astype(ms.int32).expand_dims(1) * last.shape[1]
