@@ -69,7 +69,7 @@ def test_search_goes_on_and_fits_its_best_again(files, tmp_path, capsys):
     assert command("finetune", "--config", study / "best.yaml", "--output_dir", tmp_path / "again") == 0
     models = list(study.glob("trials/*/best/model.safetensors"))
     assert 1 <= len(models) <= 3
-    for name in ("history", "importance"):
-        assert (study / f"{name}.svg").read_text().startswith("<?xml")
+    assert (study / "history.svg").read_text().startswith("<?xml")
+    assert (study / "importance.svg").is_file() == bool(found["importance"])  # none where all trials are equally good
     assert command("search", *files, "--trials", "3", "--refit", "2") == 0
     assert "trial " not in capsys.readouterr().out.replace("trials", "")  # nothing is left to do
