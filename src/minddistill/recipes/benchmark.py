@@ -182,7 +182,7 @@ def _metrics(subject: measure.Subject, facts: Facts, rows: Rows) -> dict[str, fl
     logits = predict(subject.predict, Loader(rows, _ACCURACY_BATCH, buckets=buckets, shuffle=False))
     labels, regression = rows.meta.get("labels", []), facts.config.regression
     if labels and not regression:
-        order = common.label_order(facts.config.labels, labels, subject.name)
+        order = common.label_order(facts.config.labels, labels, subject.name, rows.directory)
         logits = logits if order is None else logits[:, order]
     return metrics.compute(rows.meta.get("metrics", ["accuracy"]), rows.label, logits, regression)
 

@@ -112,16 +112,16 @@ def described_rows(rows: Rows) -> str:
     return f"{rows.directory}: {len(rows)} rows of {rows.seq_length} tokens at most {int(rows.length.max())} real, {schema}"
 
 
-def align_labels(weights: store.Weights, labels: Sequence[str], say: Callable[[str], None]) -> store.Weights:
-    """Bring a teacher's outputs into the order of the data's labels.
+def align_labels(weights: store.Weights, rows: Rows, say: Callable[[str], None]) -> store.Weights:
+    """Bring a teacher's outputs into the order of the records' labels, where these are named.
 
     Raises:
         UserError: the teacher was not trained on these labels.
     """
-    have = weights.config.labels
+    have, labels = weights.config.labels, [] if rows.meta.get("regression") else rows.meta.get("labels", [])
     if not labels or tuple(labels) == have:
         return weights
-    order = label_order(have, labels, str(weights.source))
+    order = label_order(have, labels, str(weights.source), rows.directory)
     if order is None:
         say(f"The teacher {weights.source} does not name its labels; taken to be {', '.join(labels)} in this order")
         return store.Weights(weights.config.with_(labels=tuple(labels)), weights.values, weights.source, weights.fit)
@@ -147,11 +147,11 @@ def matched_layers(spec: str, student: ModelConfig, teacher: ModelConfig, log: R
     return pairs
 
 
-def label_order(have: Sequence[str], labels: Sequence[str], source: str) -> list[int] | None:
+def label_order(have: Sequence[str], labels: Sequence[str], source: str, records: Path) -> list[int] | None:
     """Where each of the data's labels is among a model's outputs; None where the model does not name its own.
 
     Raises:
-        UserError: the model was not trained on these labels; names it by `source`.
+        UserError: the model was not trained on these labels; names it by `source`, and the directory of the records.
     """
     if len(have) == len(labels) and all(name == f"LABEL_{index}" for index, name in enumerate(have)):
         return None
@@ -159,8 +159,8 @@ def label_order(have: Sequence[str], labels: Sequence[str], source: str) -> list
     wanted = [name.lower() for name in labels]
     if sorted(low) != sorted(wanted):
         raise UserError(
-            f"{source}: trained on the labels {', '.join(have) or '(none: it has no classifier)'}; the records "
-            f"have {', '.join(labels)}; fine-tune a teacher on this task first (minddistill finetune)"
+            f"{source}: trained on the labels {', '.join(have) or '(none: it has no classifier)'}; {records} "
+            f"has {', '.join(labels)}; fine-tune a teacher on this task first (minddistill finetune)"
         )
     return [low.index(name) for name in wanted]
 

@@ -97,7 +97,7 @@ def _shown(found: dict[str, float]) -> str:
 
 def _metrics(config: Config, weights: store.Weights, rows: Rows) -> dict[str, float]:
     shape, directory = weights.config, rows.directory
-    aligned = common.align_labels(weights, [] if shape.regression else rows.meta.get("labels", []), print)
+    aligned = common.align_labels(weights, rows, print)
     if not shape.regression:
         rows.check_classes(aligned.config.num_labels)
     model = store.build(aligned)

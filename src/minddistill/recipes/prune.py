@@ -291,9 +291,8 @@ def prepare(
     if config.eval_data_dir:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", dense.config, dense.directory, **options)
     with log.check("labels") as found:
-        names = [] if train.meta.get("regression") else train.meta.get("labels", [])
-        dense = common.align_labels(dense, names, log.line)
-        teacher = common.align_labels(teacher, names, log.line) if config.teacher else dense
+        dense = common.align_labels(dense, train, log.line)
+        teacher = common.align_labels(teacher, train, log.line) if config.teacher else dense
         if not dense.config.regression:
             for rows in filter(None, (train, dev)):
                 rows.check_classes(dense.config.num_labels)

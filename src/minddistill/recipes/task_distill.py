@@ -312,7 +312,7 @@ def prepare(
     if first:
         dev = common.read_checked(first, "--eval_data_dir", weights.config, weights.directory, **options)
     with log.check("labels") as found:
-        weights = common.align_labels(weights, _labels(train), log.line)
+        weights = common.align_labels(weights, train, log.line)
         weights.config.require_classifier(weights.source)
         if not weights.config.regression:
             for rows in filter(None, (train, dev)):
@@ -326,10 +326,6 @@ def prepare(
         )
     buckets = common.buckets_for(step_flags.buckets, train, student.loss_mode == "reference")
     return Job(config, learning, student, run_flags, step_flags, place, directory, log, weights, train, dev, buckets)
-
-
-def _labels(rows: Rows) -> list[str]:
-    return [] if rows.meta.get("regression") else rows.meta.get("labels", [])
 
 
 def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
