@@ -7,7 +7,11 @@ import pytest
 from small import command
 
 from minddistill.data.records import read_rows
+from minddistill.export import quantize
 from minddistill.export.session import Session
+from minddistill.models import store
+from minddistill.models.fake_quant import simulate
+from minddistill.models.heads import predict_function
 from minddistill.recipes.quantize import calibration_batches
 
 onnx = pytest.importorskip("onnx")
@@ -17,6 +21,28 @@ onnx = pytest.importorskip("onnx")
 def exported(teacher, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "onnx"
     assert command("export", "--model", teacher, "--output_dir", out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def static(exported, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("static") / "int8"
+    more = ["--method", "static", "--data_dir", data / "train", "--calibration_rows", 40]
+    assert command("quantize", "--model", exported, "--output_dir", out, *more) == 0
+    return out
+
+
+def qat_flags(teacher, data, out) -> list[object]:
+    records = ["--data_dir", data / "train", "--eval_data_dir", data / "dev", "--calibration_rows", 40]
+    training = ["--teacher", teacher, "--learning_rate", 1e-3, "--train_steps", 12, "--batch_size", 16]
+    more = ["--buckets", "off", "--keep_float", "classifier", "--output_dir", out]
+    return ["--model", teacher, "--method", "qat", *records, *training, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(teacher, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "int8"
+    assert command("quantize", *qat_flags(teacher, data, out)) == 0
     return out
 
 
@@ -63,6 +89,72 @@ def test_static_int8_is_qdq_and_answers_alike(exported, data, tmp_path, calibrat
     assert by_channel and all(a.i == 1 for node in by_channel for a in node.attribute if a.name == "axis")
 
 
+def test_residuals_are_not_rounded_with_what_matrix_products_read(static):
+    nodes = onnx.load(static / "model.onnx").graph.node
+    makers = {node.output[0]: node.op_type for node in nodes}
+    read = {node.input[0] for node in nodes if node.op_type == "MatMul"}
+    rounded = {name for name in read if makers[name] == "DequantizeLinear"}
+    assert rounded and not rounded & {name for node in nodes if node.op_type != "MatMul" for name in node.input}
+
+
+def test_calibration_needs_no_labels(exported, tiny_text, vocabulary, static, tmp_path):
+    lines = (tiny_text / "train.tsv").read_text().splitlines()
+    (tmp_path / "plain.tsv").write_text("".join(line.split("\t")[0] + "\n" for line in lines))
+    files = ["--train_file", tiny_text / "train.tsv", "--test_file", tmp_path / "plain.tsv", "--max_seq_length", 12]
+    flags = ["--task_name", "custom", "--tokenizer", vocabulary, "--output_dir", tmp_path]
+    assert command("prepare-task", *flags, *files) == 0
+    assert not read_rows(tmp_path / "test", labelled=False).meta["labelled"]
+    more = ["--method", "static", "--data_dir", tmp_path / "test", "--calibration_rows", 40]
+    assert command("quantize", "--model", exported, *more, "--output_dir", tmp_path / "int8") == 0
+    found, expected = ((path / "model.onnx").read_bytes() for path in (tmp_path / "int8", static))
+    assert found == expected  # the same rows
+
+
+def test_qat_trains_what_onnx_runtime_computes(trained, static, teacher, data):
+    rows = read_rows(data / "dev")
+    ids, mask = rows.ids.astype(np.int32), (np.arange(rows.seq_length) < rows.length[:, None]).astype(np.int32)
+    weights = store.read_weights(trained.with_name("int8-run") / "best")
+    model = store.build(weights)
+    simulate(model, quantize.grids(trained / "model.onnx", weights.config))
+    simulated = predict_function(model)({"input_ids": ids, "input_mask": mask, "segment_ids": mask * 0})
+    found = Session.open(trained, threads=1).predict(ids, mask, mask * 0)
+    np.testing.assert_allclose(found, simulated, atol=0.01 * np.abs(simulated).max())
+    record = json.loads((trained / "minddistill.json").read_text())
+    simulated_accuracy = float((simulated.argmax(1) == rows.label).mean())
+    assert record["metrics"]["accuracy"] == pytest.approx(simulated_accuracy, abs=0.002)
+    known = json.loads((trained.with_name("int8-run") / "best" / "minddistill.json").read_text())
+    assert known["metrics"]["accuracy"] == pytest.approx(simulated_accuracy, abs=0.002)
+
+
+def test_qat_learns_and_keeps_what_is_named_in_float(trained, teacher):
+    before, after = (
+        store.read_weights(teacher).values,
+        store.read_weights(trained.with_name("int8-run") / "best").values,
+    )
+    assert all(
+        not np.array_equal(before[path], after[path]) for path in ("encoder.layers.0.query.weight", "pooler.weight")
+    )
+    kinds = matrices(trained)
+    assert kinds["classifier.weight"] == onnx.TensorProto.FLOAT
+    assert kinds["encoder.embeddings.word_quantized"] == onnx.TensorProto.UINT8
+    graph = onnx.load(trained / "model.onnx").graph
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    np.testing.assert_array_equal(values["classifier.weight"], after["classifier.weight"].T)
+    scale, rounded = values["pooler.weight_scale"], values["pooler.weight_quantized"].astype(np.float32)
+    inside = np.abs(after["pooler.weight"].T) <= 127 * scale
+    assert inside.mean() > 0.95  # the largest of an output may grow beyond its scale, and is cut off
+    assert np.abs(rounded * scale - after["pooler.weight"].T)[inside].max() <= scale.max() * 0.51
+
+
+def test_qat_goes_on_where_it_was_and_refuses_another_training(trained, exported, data, teacher, capsys):
+    flags = qat_flags(teacher, data, trained)
+    before = (trained / "model.onnx").read_bytes()
+    assert command("quantize", *flags) == 0
+    assert "qat: finished before" in capsys.readouterr().out and (trained / "model.onnx").read_bytes() == before
+    assert command("quantize", *flags, "--calibration_rows", 10) == 2
+    assert "--calibration_rows was 40, is 10" in capsys.readouterr().err
+
+
 def test_named_layers_stay_in_float(exported, tmp_path):
     out = tmp_path / "kept"
     flags = ["--model", exported, "--output_dir", out, "--keep_float", "encoder.layers.1,classifier"]
@@ -91,7 +183,9 @@ def test_mistakes_are_named(exported, data, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "--data_dir is empty" in told("--method", "static")
-    assert "is not used" in told("--data_dir", data / "train")
+    assert "--data_dir" in told("--data_dir", data / "train")
+    assert "--learning_rate 0.1 is not used" in told("--learning_rate", 0.1)
+    assert "holds an ONNX graph" in told("--method", "qat", "--data_dir", data / "train")
     assert "no such layer; expected some of encoder.embeddings" in told("--keep_float", "layer.7")
     assert command("quantize", "--model", exported, "--output_dir", tmp_path / "int8") == 0
     flags = ["--model", tmp_path / "int8", "--output_dir", tmp_path / "twice"]

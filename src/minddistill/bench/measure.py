@@ -27,6 +27,29 @@ class Opened(Protocol):
     def predict(self, input_ids: np.ndarray, input_mask: np.ndarray, segment_ids: np.ndarray) -> np.ndarray: ...
 
 
+class Timed(Protocol):
+    """What takes turns."""
+
+    name: str
+
+    def seconds(self, batch: Batch, runs: int, warm_up: int) -> np.ndarray: ...
+
+
+class Local:
+    """A model in this process: for those whose runtime leaves nothing running while others have their turn.
+
+    Args:
+        predict: maps token ids, masks and segments (B, S) to logits.
+    """
+
+    def __init__(self, name: str, predict: Callable[..., np.ndarray]):
+        self.name, self.predict = name, predict
+
+    def seconds(self, batch: Batch, runs: int, warm_up: int) -> np.ndarray:
+        """Seconds of each of so many predictions of a batch (runs,), after some that are not timed."""
+        return _seconds(self.predict, [batch[name] for name in INPUTS], runs, warm_up)
+
+
 class Subject:
     """A model in another process, which waits without computing while others have their turn.
 
@@ -143,19 +166,19 @@ def _serve(
         elif request == "predict":
             connection.send(model.predict(*arguments))
         elif request == "seconds":
-            connection.send(_seconds(model, *arguments))
+            connection.send(_seconds(model.predict, *arguments))
         elif request == "describe":
             connection.send(describe(model))
         else:
             connection.send(_peak_megabytes())
 
 
-def _seconds(model: Opened, batch: Sequence[np.ndarray], runs: int, warm_up: int) -> np.ndarray:
+def _seconds(predict: Callable[..., np.ndarray], batch: Sequence[np.ndarray], runs: int, warm_up: int) -> np.ndarray:
     for _ in range(warm_up):
-        model.predict(*batch)
+        predict(*batch)
     marks = [time.perf_counter()]
     for _ in range(runs):
-        model.predict(*batch)
+        predict(*batch)
         marks.append(time.perf_counter())
     return np.diff(marks)
 
@@ -173,7 +196,7 @@ def _peak_megabytes() -> float:
 
 
 def alternate(
-    taken: Sequence[Subject], batch: Batch, runs: int, *, warm_up: int = 10, rounds: int = 10
+    taken: Sequence[Timed], batch: Batch, runs: int, *, warm_up: int = 10, rounds: int = 10
 ) -> dict[str, np.ndarray]:
     """Seconds of `runs` predictions of a batch by each subject (runs,), by name.
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import need
 
-_QUANTIZED = "_quantized"
+# What ONNX Runtime's quantiser puts behind the name of an array that it rounds.
+QUANTIZED = "_quantized"
 
 
 def read_arrays(graph: Path) -> dict[str, np.ndarray]:
@@ -26,7 +27,7 @@ def read_arrays(graph: Path) -> dict[str, np.ndarray]:
     axes = {node.input[0]: _axis(node) for node in model.node if node.op_type == "DequantizeLinear"}
     found = {}
     for name, value in stored.items():
-        path = name.removesuffix(_QUANTIZED)
+        path = name.removesuffix(QUANTIZED)
         if path != name:
             value = _dequantized(value, stored[f"{path}_scale"], stored[f"{path}_zero_point"], axes.get(name, -1))
         elif value.dtype.kind != "f" or not value.ndim or any(name.endswith(end) for end in ("_scale", "_zero_point")):

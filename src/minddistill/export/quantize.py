@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, need
+from ..models.config import ModelConfig
+from ..models.fake_quant import Grid
+from .arrays import QUANTIZED
 from .session import INPUTS
 
 CALIBRATIONS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
@@ -63,8 +67,6 @@ def static(
         # Batches differ in length: each is collected by itself.
         "CalibStridedMinMax": 1,
         "CalibPercentile": PERCENTILE,
-        # A residual goes past the matrix products in float32: only what they read is rounded.
-        "DedicatedQDQPair": True,
         # What leaves a matrix product is added to in float32, so that it need not be rounded.
         "OpTypesToExcludeOutputQuantization": ["MatMul"],
     }
@@ -82,6 +84,78 @@ def static(
             calibrate_method=getattr(tool.CalibrationMethod, CALIBRATIONS[calibration]),
             extra_options=options,
         )
+    _float_residuals(target)
+
+
+def _float_residuals(graph: Path) -> None:
+    """Round nothing but what matrix products read: the tool gives it to the residual beside them too."""
+    onnx = need("onnx", "deploy")
+    model = onnx.load(graph)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    read = {node.input[0] for node in model.graph.node if node.op_type == "MatMul"}
+    rounded = {name for name in read if name in makers and makers[name].op_type == "DequantizeLinear"}
+    for node in model.graph.node:
+        if node.op_type != "MatMul":
+            for place, name in enumerate(node.input):
+                if name in rounded:
+                    node.input[place] = makers[makers[name].input[0]].input[0]
+    onnx.save(model, graph)
+
+
+def grids(graph: Path, config: ModelConfig) -> dict[str, Grid]:
+    """How the int8 graph of a model rounds, as `models.fake_quant.simulate` takes it.
+
+    Args:
+        graph: written by `static`.
+        config: of the model.
+    """
+    onnx = need("onnx", "deploy")
+    body = onnx.load(graph).graph
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in body.initializer}
+    makers = {node.output[0]: node for node in body.node if node.op_type == "DequantizeLinear"}
+    found = {}
+    for node in makers.values():
+        if node.input[0] in stored:
+            path = node.input[0].removesuffix(QUANTIZED)
+            scale, zero = (stored[name] for name in node.input[1:])
+            if scale.size > 1:  # the graph holds (inputs, outputs), the model (outputs, inputs)
+                scale, zero = scale.reshape(-1, 1), zero.reshape(-1, 1)
+            if path.endswith(".query.weight"):  # the graph's have the scores' 1 / sqrt(D) in them
+                scale = scale * math.sqrt(config.attention_head_size)
+            found[path] = _grid(scale, zero)
+    for node in body.node:
+        if node.op_type == "MatMul" and {*node.input} <= makers.keys():
+            found[node.name] = _grid(*(stored[name] for name in makers[node.input[0]].input[1:]))
+    return found
+
+
+def _grid(scale: np.ndarray, zero: np.ndarray) -> Grid:
+    ends = np.iinfo(zero.dtype)
+    return Grid(scale, zero.astype(np.float32), max(ends.min, -ends.max), ends.max)
+
+
+def refill(graph: Path, source: Path, target: Path) -> None:
+    """Write an int8 graph with the weights of another model of its shape, rounded at the graph's own scales.
+
+    Args:
+        graph: written by `static`.
+        source: the other model's float32 graph.
+    """
+    onnx = need("onnx", "deploy")
+    model = onnx.load(graph)
+    arrays, values = (
+        {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in body.initializer}
+        for body in (model.graph, onnx.load(source).graph)
+    )
+    for tensor in model.graph.initializer:
+        path = tensor.name.removesuffix(QUANTIZED)
+        if path in values:
+            value = values[path]
+            if path != tensor.name:  # scales go along the last axis, that of the outputs
+                zero = arrays[f"{path}_zero_point"]
+                value = _grid(arrays[f"{path}_scale"], zero).quantised(value).astype(zero.dtype)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    onnx.save(model, target)
 
 
 def _reader(tool: Any, source: Path, batches: Sequence[Batch]) -> Any:

@@ -37,15 +37,18 @@ class Embeddings(nn.Cell):
         self.offset = config.position_offset
         self.pad = config.pad_token_id
         self.width = width
+        # What `models.fake_quant` puts others in the place of, as in `Dense`.
+        self.quantise_word, self.quantise_position, self.quantise_segment = nn.Identity(), nn.Identity(), nn.Identity()
 
     def construct(self, input_ids: Tensor, segment_ids: Tensor) -> Tensor:
         batch, length = input_ids.shape
-        x = ops.gather(self.word, input_ids.reshape(-1), 0).reshape(batch, length, self.width)
+        words = ops.gather(self.word, input_ids.reshape(-1), 0)
+        x = self.quantise_word(words).reshape(batch, length, self.width)
         if self.absolute:
             if self.offset:
                 real = (input_ids != self.pad).astype(ms.float32)
                 positions = (ops.cumsum(real, 1) * real).astype(ms.int32) + self.pad
-                x = x + ops.gather(self.position, positions, 0)
+                x = x + self.quantise_position(ops.gather(self.position, positions, 0))
             else:
                 x = x + self.position[:length]
         if self.segments == 1:
@@ -53,9 +56,10 @@ class Embeddings(nn.Cell):
         elif self.segments == 2:
             # Two rows: a blend is far cheaper to differentiate than a gather, and equal to it.
             second = segment_ids.astype(ms.float32).reshape(batch, length, 1)
-            x = x + self.segment[0] + second * (self.segment[1] - self.segment[0])
+            segment = self.quantise_segment(self.segment)
+            x = x + segment[0] + second * (segment[1] - segment[0])
         elif self.segments > 2:
-            x = x + ops.gather(self.segment, segment_ids, 0)
+            x = x + self.quantise_segment(ops.gather(self.segment, segment_ids, 0))
         return self.norm(x)
 
 
@@ -70,6 +74,7 @@ class RelativePositions(nn.Cell):
         self.values = Parameter(Tensor(np.zeros(shape, np.float32)), name="values")
         places = np.arange(config.max_position_embeddings)
         self.distance = Tensor((np.clip(places[None] - places[:, None], -limit, limit) + limit).astype(np.int32))
+        self.quantise_keys, self.quantise_values = nn.Identity(), nn.Identity()
 
     def construct(self, x: Tensor, table: Tensor, transpose: bool) -> Tensor:
         """Sum x (B, A, S, D or S) against the vectors of every pair of positions: scores, or their weighted values."""
@@ -113,12 +118,12 @@ class Layer(nn.Cell):
         query = self.split_scaled(self.query.product(x), self.query.bias)
         scores = self.scores(query, self.split(self.key.product(x), self.key.bias))
         if self.relative is not None:
-            scores = scores + self.relative(query, self.relative.keys, True)
+            scores = scores + self.relative(query, self.relative.quantise_keys(self.relative.keys), True)
         scores = scores.astype(ms.float32)
         weights = self.weights(scores, bias, keys[0]).astype(query.dtype)
         context = self.context(weights, self.split(self.value.product(x), self.value.bias))
         if self.relative is not None:
-            context = context + self.relative(weights, self.relative.values, False)
+            context = context + self.relative(weights, self.relative.quantise_values(self.relative.values), False)
         attended = self.attention_output.product(self.merge(context))
         x = self.attention_norm(x, attended, self.attention_output.bias, keys[1]).astype(x.dtype)
         fed = self.output.product(self.activation(self.intermediate.product(x), self.intermediate.bias))

@@ -22,6 +22,8 @@ _NORMAL_DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
 class Dense(nn.Cell):
     """Linear map y = x W^T + b, computed in `compute_type`.
 
+    `quantise_input` and `quantise_weight` are what `models.fake_quant` puts others in the place of.
+
     Args:
         inputs, outputs: features in and out; the weight has shape (outputs, inputs), as in Hugging Face files.
         compute_type: type of the matrix product; the result keeps it.
@@ -35,6 +37,7 @@ class Dense(nn.Cell):
         self.inputs = inputs
         self.outputs = outputs
         self.matmul = ops.MatMul(transpose_b=True)
+        self.quantise_input, self.quantise_weight = nn.Identity(), nn.Identity()
 
     def construct(self, x: Tensor) -> Tensor:
         # Not BiasAdd: its backward is several times slower on CPU than the sum that a broadcast addition takes.
@@ -42,8 +45,8 @@ class Dense(nn.Cell):
 
     def product(self, x: Tensor) -> Tensor:
         """x W^T, for a cell that adds the bias itself."""
-        flat = x.reshape(-1, self.inputs).astype(self.compute_type)
-        y = self.matmul(flat, self.weight.astype(self.compute_type))
+        flat = self.quantise_input(x.reshape(-1, self.inputs)).astype(self.compute_type)
+        y = self.matmul(flat, self.quantise_weight(self.weight).astype(self.compute_type))
         return y.reshape(x.shape[:-1] + (self.outputs,))
 
 

@@ -455,6 +455,42 @@ KERNEL(squared_distance_grad) {
   return 0;
 }
 
+/* In: x (N, W), scale, least, most (1 or N each). Out: the whole number nearest to x / scale, at least `least` and at
+ * most `most`, times scale. */
+KERNEL(fake_quant) {
+  int64_t width = LAST(0), rows = SIZE(0) / width, by_row = SIZE(1) > 1;
+#pragma omp parallel for schedule(static) WORTH(rows * width)
+  for (int64_t row = 0; row < rows; row++) {
+    const float *x = IN(0) + row * width;
+    float *y = OUT(4) + row * width;
+    float scale = IN(1)[row * by_row], least = IN(2)[row * by_row], most = IN(3)[row * by_row];
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++) {
+      float steps = rintf(x[i] / scale);
+      steps = steps < least ? least : steps;
+      y[i] = (steps > most ? most : steps) * scale;
+    }
+  }
+  return 0;
+}
+
+/* In: as above, and dy. Out: dx = dy where x is not cut off, else 0. */
+KERNEL(fake_quant_grad) {
+  int64_t width = LAST(0), rows = SIZE(0) / width, by_row = SIZE(1) > 1;
+#pragma omp parallel for schedule(static) WORTH(rows * width)
+  for (int64_t row = 0; row < rows; row++) {
+    const float *x = IN(0) + row * width, *dy = IN(4) + row * width;
+    float *dx = OUT(5) + row * width;
+    float scale = IN(1)[row * by_row], least = IN(2)[row * by_row], most = IN(3)[row * by_row];
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++) {
+      float steps = rintf(x[i] / scale);
+      dx[i] = (steps >= least) & (steps <= most) ? dy[i] : 0.0f;
+    }
+  }
+  return 0;
+}
+
 #define BLOCK 4096
 
 static int64_t blocks_of(int64_t n) { return (n + BLOCK - 1) / BLOCK; }

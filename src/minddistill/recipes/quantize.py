@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from .. import runtime
+from ..bench.measure import INPUTS, Local, alternate, latency
 from ..config import flag, parse
 from ..data.loader import Loader, choose_buckets
 from ..data.records import Rows
@@ -24,30 +24,30 @@ from ..export.session import Forward, graph_forward, read_config
 from ..files import model_path
 from ..models import store
 from ..models.config import ModelConfig
-from . import common
+from . import common, qat
+from .flags import StepFlags
 
 _CALIBRATION_BATCH = 16
 # The sentence that latency is measured on: one row of this length, one thread, as often as that.
-_LENGTH, _RUNS, _WARM_UP = 32, 200, 10
+_LENGTH, _RUNS = 32, 200
 
 
 @dataclass
 class Config:
     """Quantisation."""
 
-    model: str = flag("", "model directory, or one with a float32 ONNX graph")
-    method: Literal["dynamic", "static"] = flag(
-        "dynamic", "ranges of activations: dynamic (from each call), or static (from calibration)"
+    model: str = flag("", "model directory, or one with a float32 ONNX graph (not for qat)")
+    method: Literal["dynamic", "static", "qat"] = flag(
+        "dynamic",
+        "ranges of activations: dynamic (from each call), static (from calibration), or qat (static, and the model is "
+        "trained to compute in int8)",
     )
     output_dir: str = flag("", "where the graph, config.json and the tokenizer go")
-    data_dir: str = flag("", "record directory that static ranges are calibrated on, such as the training set")
+    data_dir: str = flag("", "record directory to calibrate and train on, such as the training set")
     eval_data_dir: str = flag(
         "", "record directory on which float32 and int8 are measured; empty measures size and time"
     )
-    calibration: Literal["minmax", "entropy", "percentile"] = flag("minmax", "how a static range comes from the values")
-    calibration_rows: int = flag(256, "rows that are calibrated on, drawn by --seed")
     keep_float: str = flag("", "layers left in float32, by name or its beginning, with commas between")
-    seed: int = flag(42, "of the rows that are calibrated on")
     schema_dir: str = flag("", "path of the schema file; the record directory's own by default")
     dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
 
@@ -57,34 +57,91 @@ class Config:
         return [name.strip() for name in self.keep_float.split(",") if name.strip()]
 
 
-def run(config: Config) -> dict[str, dict[str, float]]:
+@dataclass
+class Calibration:
+    """Calibration (--method static and qat)."""
+
+    calibration: Literal["minmax", "entropy", "percentile"] = flag("minmax", "how a static range comes from the values")
+    calibration_rows: int = flag(256, "rows that are calibrated on, drawn by --seed")
+    seed: int = flag(42, "of the rows that are calibrated on, and of the training")
+
+
+# The groups of flags that each method reads beside `Config`.
+_READ: dict[str, tuple[type, ...]] = {
+    "dynamic": (),
+    "static": (Calibration,),
+    "qat": (Calibration, qat.Training, StepFlags),
+}
+
+
+def run(
+    config: Config, calibration: Calibration, training: qat.Training, step: StepFlags
+) -> dict[str, dict[str, float]]:
     """Write the int8 model; print and return the figures of float32 and int8.
 
     Raises:
         UserError: model, records and flags do not go together.
+        KeyboardInterrupt: the training was stopped by a signal, with its state saved.
     """
     target = directory.check_target(config.output_dir)
-    if (config.method == "static") != bool(config.data_dir):
-        state = "is empty" if config.method == "static" else f"{config.data_dir} is not used"
-        raise UserError(
-            f"--method {config.method}: --data_dir {state}; static calibrates on its rows, dynamic does not"
-        )
+    _check_flags(config, [calibration, training, step])
     runtime.start()
     with tempfile.TemporaryDirectory() as scratch:
         graph, shape, source = _float_graph(model_path(config.model), Path(scratch))
-        small = _int8_graph(config, graph, shape, source)
+        small = graph.with_name("int8.onnx")
+        if config.method == "dynamic":
+            quantize.dynamic(graph, small, config.kept)
+        else:
+            rows = _read(config, "data_dir", shape, source)
+            batches = calibration_batches(rows, calibration.calibration_rows, calibration.seed)
+            quantize.static(graph, small, batches, calibration.calibration, config.kept)
+        if config.method == "qat":
+            best = qat.train(shape, quantize.grids(small, shape), (config, calibration, training, step))
+            trained, _, _ = _exported(best, small.with_name("trained.onnx"))
+            quantize.refill(small, trained, small)
         rows = _read(config, "eval_data_dir", shape, source) if config.eval_data_dir else None
         found = measure({"float32": graph, config.method: small}, rows, shape)
 
         def save(part: Path) -> None:
             shutil.copyfile(small, part / directory.ONNX_FILE)
 
-        command = f"minddistill quantize --method {config.method}"
-        directory.write(target, save, shape, source, command, _record(config, found))
+        settings = {"method": config.method, "keep_float": config.kept}
+        if config.method != "dynamic":
+            settings |= {"data_dir": config.data_dir} | asdict(calibration)
+        if config.method == "qat":
+            settings |= {"teacher": training.load_teacher_ckpt_path, "weights": str(best)}
+        record = {"quantisation": settings, "metrics": found[config.method], "metrics_float32": found["float32"]}
+        directory.write(target, save, shape, source, f"minddistill quantize --method {config.method}", record)
     for name, values in found.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
     print(f"{config.model}: quantised to {target}")
     return found
+
+
+def _check_flags(config: Config, groups: Sequence[Any]) -> None:
+    """See that the method reads what was given.
+
+    Raises:
+        UserError: a flag has no part in the method, or records are missing.
+    """
+    if config.method != "dynamic" and not config.data_dir:
+        raise UserError(f"--method {config.method}: --data_dir is empty; expected records to calibrate on")
+    unread = {
+        name: value for group in groups if type(group) not in _READ[config.method] for name, value in _changed(group)
+    }
+    unread |= {"data_dir": config.data_dir} if config.method == "dynamic" and config.data_dir else {}
+    if unread:
+        told = ", ".join(f"--{name} {value}" for name, value in unread.items())
+        raise UserError(f"--method {config.method}: {told} is not used; leave it out, or give another --method")
+    path = model_path(config.model)
+    if config.method == "qat" and (path / directory.ONNX_FILE).is_file():
+        raise UserError(f"--method qat: {path} holds an ONNX graph; expected the model directory it was exported from")
+
+
+def _changed(group: Any) -> list[tuple[str, Any]]:
+    """The flags of a group that are not at their defaults, with their values."""
+    values = ((item, getattr(group, item.name)) for item in fields(group))
+    return [(item.name, value) for item, value in values if value != item.default]
 
 
 def _float_graph(path: Path, scratch: Path) -> tuple[Path, ModelConfig, Path]:
@@ -93,30 +150,14 @@ def _float_graph(path: Path, scratch: Path) -> tuple[Path, ModelConfig, Path]:
     if (path / directory.ONNX_FILE).is_file():
         shutil.copyfile(path / directory.ONNX_FILE, graph)  # ONNX Runtime's tools write beside what they read
         return graph, read_config(path), path
+    return _exported(path, graph)
+
+
+def _exported(path: Path, graph: Path) -> tuple[Path, ModelConfig, Path]:
     weights = store.read_weights(path)
     weights.config.require_classifier(path)
     onnx.save(onnx.build(weights), graph)
     return graph, weights.config, weights.directory
-
-
-def _int8_graph(config: Config, graph: Path, shape: ModelConfig, source: Path) -> Path:
-    """The int8 form of a graph, written beside it."""
-    small = graph.with_name("int8.onnx")
-    if config.method == "dynamic":
-        quantize.dynamic(graph, small, config.kept)
-    else:
-        rows = _read(config, "data_dir", shape, source)
-        batches = calibration_batches(rows, config.calibration_rows, config.seed)
-        quantize.static(graph, small, batches, config.calibration, config.kept)
-    return small
-
-
-def _record(config: Config, found: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """What `minddistill.json` says of the int8 model."""
-    settings: dict[str, Any] = {"method": config.method, "keep_float": config.kept}
-    if config.method == "static":
-        settings |= {name: getattr(config, name) for name in ("calibration", "calibration_rows", "data_dir", "seed")}
-    return {"quantisation": settings, "metrics": found[config.method], "metrics_float32": found["float32"]}
 
 
 def _read(config: Config, name: str, shape: ModelConfig, source: Path) -> Rows:
@@ -142,11 +183,14 @@ def calibration_batches(rows: Rows, count: int, seed: int) -> list[quantize.Batc
 def measure(graphs: dict[str, Path], rows: Rows | None, shape: ModelConfig) -> dict[str, dict[str, float]]:
     """The task's metrics where there are rows, megabytes, and milliseconds of one row of 32 tokens on one thread."""
     forwards = {name: graph_forward(path, threads=1) for name, path in graphs.items()}
-    latency = _milliseconds(list(forwards.values()), min(_LENGTH, shape.max_length), shape.vocab_size)
+    ids = np.random.default_rng(0).integers(0, shape.vocab_size, (1, min(_LENGTH, shape.max_length)))
+    sentence = dict(zip(INPUTS, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
+    seconds = alternate([Local(*item) for item in forwards.items()], sentence, _RUNS)
     found = {}
-    for (name, forward), milliseconds in zip(forwards.items(), latency, strict=True):
+    for name, forward in forwards.items():
         found[name] = {} if rows is None else _metrics(forward, rows, shape)
-        found[name] |= {"megabytes": graphs[name].stat().st_size / 1e6, "milliseconds": milliseconds}
+        found[name] |= {"megabytes": graphs[name].stat().st_size / 1e6}
+        found[name] |= {"milliseconds": latency(seconds[name])["p50_ms"]}
     return found
 
 
@@ -159,24 +203,11 @@ def _metrics(forward: Forward, rows: Rows, shape: ModelConfig) -> dict[str, floa
     if not shape.regression:
         rows.check_classes(shape.num_labels)
     batches = Loader(rows, common.EVAL_BATCH, buckets=choose_buckets(rows.length, rows.seq_length), shuffle=False)
-    names = ("input_ids", "input_mask", "segment_ids")
-    logits = predict(lambda batch: forward(*(batch[name] for name in names)), batches)
+    logits = predict(lambda batch: forward(*(batch[name] for name in INPUTS)), batches)
     return metrics.compute(rows.meta.get("metrics", ["accuracy"]), rows.label, logits, shape.regression)
-
-
-def _milliseconds(forwards: Sequence[Forward], length: int, vocabulary: int) -> list[float]:
-    """Medians of runs that alternate, so that a busy machine is the same to all."""
-    ids = np.random.default_rng(0).integers(0, vocabulary, (1, length))
-    batch: list[Any] = [ids, np.ones_like(ids), np.zeros_like(ids)]
-    seconds = np.empty((_WARM_UP + _RUNS, len(forwards)))
-    for row in seconds:
-        for index, forward in enumerate(forwards):
-            began = time.perf_counter()
-            forward(*batch)
-            row[index] = time.perf_counter() - began
-    return [float(value) for value in np.median(seconds[_WARM_UP:], 0) * 1e3]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill quantize`."""
-    run(*parse("minddistill quantize", "A model in int8 for ONNX Runtime.", [Config], argv))
+    groups = [Config, Calibration, qat.Training, StepFlags]
+    run(*parse("minddistill quantize", "A model in int8 for ONNX Runtime.", groups, argv))

@@ -219,6 +219,11 @@ class Job:
                 write_json(note, decided)
         return decided[layout.name]
 
+    def forget_cache(self) -> None:
+        """Remove what `--teacher_cache auto` kept: it may be large, and a run that has ended does not need it again."""
+        if self.learning.teacher_cache == "auto" and not self.place.rank:
+            shutil.rmtree(self.caches, ignore_errors=True)
+
     def loader(self, columns: Callable | None = None) -> Loader:
         """Batches of the training rows, with what a teacher's cache adds to them."""
         return Loader(
@@ -261,8 +266,7 @@ def run(
         job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
         first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else run_stage(phase_one(job))[0]
         result = run_stage(phase_two(job, first))
-        if learning.teacher_cache == "auto" and not place.rank:
-            shutil.rmtree(job.caches, ignore_errors=True)  # it may be large, and this run does not need it again
+        job.forget_cache()
         if not place.rank:
             if config.do_eval and "," in config.eval_data_dir:
                 _evaluate(config, learning, run_flags, str(result[0]), str(directory / "evaluation"))
@@ -373,7 +377,8 @@ def phase_one(job: Job) -> Stage:
 
         def save(name: str, found: Mapping[str, float]) -> Path:
             arrays = common.fit_arrays(fit)
-            return _save(job, student, job.directory / "phase1" / name, "phase 1", origin, found, arrays)
+            command = "minddistill task-distill (phase 1)"
+            return _save(job, student, job.directory / "phase1" / name, command, origin, found, arrays)
 
         return Work(
             Distiller(student, source, Intermediate(kept, fit, job.student.loss_mode)), job.loader(columns), save
@@ -399,8 +404,12 @@ def phase_one(job: Job) -> Stage:
     )
 
 
-def phase_two(job: Job, first: Path) -> Stage:
-    """Predictions: the student in the model directory `first`, with a classifier, and what it learns from."""
+def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (phase 2)") -> Stage:
+    """Predictions: the student in the model directory `first`, with a classifier, and what it learns from.
+
+    Args:
+        command: that the student's record names.
+    """
     with job.log.check("student") as found:
         weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
         wanted = weights.config.with_(**job.head)
@@ -416,7 +425,7 @@ def phase_two(job: Job, first: Path) -> Stage:
         def save(name: str, found: Mapping[str, float]) -> Path:
             if name == "best" and evaluator is not None:
                 evaluator.write(job.directory / report.BEST_PREDICTIONS)
-            return _save(job, student, job.directory / name, "phase 2", str(first), found, weights.fit)
+            return _save(job, student, job.directory / name, command, str(first), found, weights.fit)
 
         teacher = job.built_teacher()
         if job.config.load_td1_ckpt_path:  # phase 1, which checks the teacher, was left out
@@ -446,7 +455,7 @@ def _save(
     job: Job,
     model: TextModel,
     directory: Path,
-    phase: str,
+    command: str,
     origin: str,
     found: Mapping[str, float],
     fit: Mapping[str, Any],
@@ -455,7 +464,7 @@ def _save(
         directory,
         model,
         tokenizer_from=job.teacher.directory,
-        command=f"minddistill task-distill ({phase})",
+        command=command,
         parents={"teacher": str(job.config.load_teacher_ckpt_path), "student": origin},
         data={"train": str(job.config.train_data_dir), "rows": len(job.train), "task": job.train.meta.get("task", "")},
         metrics=found,
