@@ -58,6 +58,7 @@ def test_every_command_has_a_recipe():
         "common",
         "comparison",
         "flags",
+        "qat",
         "resume",
         "stage",
         "teacher_cache",
