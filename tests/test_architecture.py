@@ -60,6 +60,7 @@ def test_every_command_has_a_recipe():
         "comparison",
         "flags",
         "prune_structured",
+        "qat",
         "resume",
         "stage",
         "teacher_cache",

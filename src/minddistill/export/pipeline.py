@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,8 @@ from .session import Session
 WINDOW = 2048
 
 Text = str | Mapping[str, str]
+# Places of some texts in their window, and the inputs of `Session.predict` for them.
+Batch = tuple[list[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Pipeline:
@@ -62,19 +65,33 @@ class Pipeline:
         return [{"label": self.labels[index], "score": float(scores[index])} for index in order]
 
     def scores(self, texts: Iterable[Text]) -> Iterator[np.ndarray]:
-        """Probabilities (C,) of each text, or its number in a regression task; in order, a window of texts at a time."""
-        texts = iter(texts)
-        while window := list(islice(texts, WINDOW)):
-            yield from self._window(window)
+        """Probabilities (C,) of each text, or its number in a regression task; in order, a window of texts at a time.
 
-    def _window(self, texts: list[Text]) -> np.ndarray:
+        While the model computes a window, a thread makes the batches of the next one.
+        """
+        texts = iter(texts)
+        with ThreadPoolExecutor(1) as ahead:
+            made = None
+            while window := list(islice(texts, WINDOW)):
+                following = ahead.submit(self.batches, window)
+                if made is not None:
+                    yield from self._predicted(made.result())
+                made = following
+            if made is not None:
+                yield from self._predicted(made.result())
+
+    def batches(self, texts: list[Text]) -> list[Batch]:
+        """Texts tokenised, sorted by length, and padded batch by batch."""
         firsts, seconds = zip(*map(_parts, texts), strict=True)
         encodings = self.session.tokens(firsts, seconds)
         order = sorted(range(len(texts)), key=lambda row: len(encodings[row]))
-        logits = np.empty((len(texts), len(self.labels)), np.float32)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            logits[rows] = self.session.predict(*self.session.padded([encodings[row] for row in rows]))
+        chosen = (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
+        return [(rows, self.session.padded([encodings[row] for row in rows])) for rows in chosen]
+
+    def _predicted(self, batches: list[Batch]) -> np.ndarray:
+        logits = np.empty((sum(len(rows) for rows, _ in batches), len(self.labels)), np.float32)
+        for rows, inputs in batches:
+            logits[rows] = self.session.predict(*inputs)
         return logits if self.session.config.regression else softmax(logits)
 
 

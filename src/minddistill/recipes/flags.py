@@ -91,6 +91,7 @@ class StudentFlags:
     hidden_size: int = flag(0, "width of the encoder; 0 takes the preset's")
     num_hidden_layers: int = flag(0, "encoder layers; 0 takes the preset's")
     num_attention_heads: int = flag(0, "attention heads; 0 takes the preset's (12)")
+    attention_head_size: int = flag(0, "width of a head; 0 divides the hidden size among the heads")
     intermediate_size: int = flag(0, "width of the feed-forward layer; 0 takes the preset's")
     hidden_act: str = flag("gelu", "activation of the feed-forward layer")
     hidden_dropout_prob: float = flag(0.1, "dropout of embeddings and sub-layer outputs")
@@ -109,7 +110,13 @@ class StudentFlags:
     def config(self, teacher: ModelConfig) -> ModelConfig:
         """The student's configuration; vocabulary and padding are the teacher's, depth that of `init_from_teacher`."""
         base = preset(self.student)
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        sizes = (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "attention_head_size",
+            "intermediate_size",
+        )
         changes: dict[str, Any] = {name: getattr(self, name) for name in sizes if getattr(self, name)}
         taken = (
             "hidden_act",
