@@ -20,6 +20,7 @@ def exported(teacher, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_model_and_its_export_side_by_side(teacher, exported, data, tmp_path, capsys):
     flags = ["--models", teacher, exported, "--data_dir", data / "dev", "--runs", 100, "--batch_sizes", 1, 32]
     assert command("benchmark", *flags, "--output_dir", tmp_path) == 0

@@ -48,19 +48,15 @@ def nobody_left(where):
 
 CASES = [
     (2, 1, signal.SIGKILL),
-    *(
-        pytest.param(count, rank, number, marks=pytest.mark.slow)
-        for count, rank, number in (
-            (2, 0, signal.SIGKILL),
-            (2, 1, signal.SIGSTOP),
-            (2, 0, signal.SIGSTOP),
-            (4, 2, signal.SIGKILL),
-            (4, 3, signal.SIGSTOP),
-        )
-    ),
+    (2, 0, signal.SIGKILL),
+    (2, 1, signal.SIGSTOP),
+    (2, 0, signal.SIGSTOP),
+    (4, 2, signal.SIGKILL),
+    (4, 3, signal.SIGSTOP),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "rank", "number"), CASES)
 def test_all_end_when_one_is_lost_and_fewer_go_on(tmp_path, data, tiny_encoder, undisturbed, count, rank, number):
     launcher, out = started(count, data, tiny_encoder, tmp_path)
