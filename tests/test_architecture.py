@@ -5,9 +5,10 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "minddistill"
 FLOOR = {"config", "errors", "files", "launch", "link", "native", "params", "runtime"}
-PACKAGES = {"bench", "data", "distill", "evaluation", "export", "models", "train"}
-# A model runs as it was described, with its tokenizer, and its logits become scores as in evaluation.
-READS = {"export": {"models", "data", "evaluation"}}
+PACKAGES = {"bench", "data", "distill", "evaluation", "export", "models", "prune", "train"}
+# A model runs as it was described, with its tokenizer, and its logits become scores as in evaluation; what is pruned is
+# a model and its tokenizer.
+READS = {"export": {"models", "data", "evaluation"}, "prune": {"models", "data"}}
 
 
 def imported(path: Path) -> set[str]:
@@ -58,6 +59,7 @@ def test_every_command_has_a_recipe():
         "common",
         "comparison",
         "flags",
+        "prune_structured",
         "resume",
         "stage",
         "teacher_cache",

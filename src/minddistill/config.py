@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -41,14 +41,7 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file whose keys are flags; flags win over it")
     for group in groups:
-        section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
-        hints = get_type_hints(group)
-        for item in dataclasses.fields(group):
-            if "words" in item.metadata:
-                section.add_argument(item.name, nargs="*", type=str, default=[], help=item.metadata["help"])
-                continue
-            names = [f"--{name}" for name in (item.name, *item.metadata.get("aliases", ()))]
-            section.add_argument(*names, **_kind(hints[item.name], item.default), help=item.metadata["help"])
+        _add(parser, group)
     words = list(sys.argv[1:] if argv is None else argv)
     for file in config_files(words):
         read_yaml(file)  # the parser's own messages do not name it
@@ -62,6 +55,33 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
         if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
             raise UserError(f"--{name} {value}: expected a number, 0 or more; see {prog} --help")
     return [group(**{item.name: values[item.name] for item in dataclasses.fields(group)}) for group in groups]
+
+
+def _add(parser: ArgumentParser, group: type) -> None:
+    """Give a parser the flags of a dataclass."""
+    section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
+    hints = get_type_hints(group)
+    for item in dataclasses.fields(group):
+        if "words" in item.metadata:
+            section.add_argument(item.name, nargs="*", type=str, default=[], help=item.metadata["help"])
+            continue
+        names = [f"--{name}" for name in (item.name, *item.metadata.get("aliases", ()))]
+        section.add_argument(*names, **_kind(hints[item.name], item.default), help=item.metadata["help"])
+
+
+def changed(group: Any, values: Mapping[str, Any], name: str) -> Any:
+    """A copy of an instance of a group with some of its flags set by a table, as in a YAML list.
+
+    Raises:
+        UserError: an unknown flag, a wrong type or choice; names the flag `name` that holds the table.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    _add(parser, type(group))
+    try:
+        found = vars(parser.parse_object(dataclasses.asdict(group) | dict(values)))
+        return type(group)(**{item.name: found[item.name] for item in dataclasses.fields(group)})
+    except Exception as error:  # jsonargparse raises argparse's and its own errors
+        raise UserError(f"{name} {dict(values)}: {_explain(str(error))}") from None
 
 
 def config_files(argv: Sequence[str]) -> list[Path]:

@@ -31,7 +31,7 @@ class CachedTeacher(nn.Cell):
 class Distiller(nn.Cell):
     """Maps a batch to the loss and its parts, named by `terms`.
 
-    The teacher is called without a step and so never drops anything out; its parameters take no gradient. Parts of
+    The teacher is called without a step and so never drops anything out (nor does the student without one); its parameters take no gradient. Parts of
     it that the objective does not ask for are not computed: graph mode removes them.
 
     Args:
@@ -50,7 +50,7 @@ class Distiller(nn.Cell):
             for parameter in teacher.get_parameters():
                 parameter.requires_grad = False
 
-    def construct(self, batch: dict, step: Tensor) -> tuple[Tensor, tuple]:
+    def construct(self, batch: dict, step: Tensor | None = None) -> tuple[Tensor, tuple]:
         taught = {} if self.teacher is None else self.teacher(batch)
         return self.objective(batch, self.student(batch, step), taught)
 

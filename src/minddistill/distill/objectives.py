@@ -6,6 +6,8 @@ its attribute `terms` names. (A dict that leaves a compiled function makes MindS
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -51,6 +53,13 @@ class FitDense(nn.Cell):
         return {f"{leaf}_{i}": f"fit_denses.{i}.{leaf}" for i in range(self.count) for leaf in ("weight", "bias")}
 
 
+class Same(nn.Cell):
+    """In the place of `FitDense` where student and teacher are of one width."""
+
+    def construct(self, hidden: Tensor, index: int) -> Tensor:
+        return hidden.astype(ms.float32)
+
+
 class Intermediate(nn.Cell):
     """Attention scores and hidden states, embeddings included: general distillation and task phase 1.
 
@@ -59,14 +68,14 @@ class Intermediate(nn.Cell):
 
     Args:
         layers: the layer map.
-        fit: projection of the student's hidden states.
+        fit: projection of the student's hidden states, `FitDense` or `Same`.
         mode: "masked" or "reference".
     """
 
     needs_head = False
     terms = ("attention_loss", "hidden_loss")
 
-    def __init__(self, layers: LayerMap, fit: FitDense, mode: str = "masked"):
+    def __init__(self, layers: LayerMap, fit: FitDense | Same, mode: str = "masked"):
         super().__init__()
         self.layers, self.fit = layers, fit
         self.attention_pairs = tuple(enumerate(layers.attention))
@@ -145,6 +154,32 @@ class Labels(nn.Cell):
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
         loss = self.loss(student["logits"], batch["label_ids"], batch["weight"], batch["rows"])
         return loss, (loss,)
+
+
+class Weighted(nn.Cell):
+    """A sum of objectives, each with its weight; one of weight 0 is left out.
+
+    Args:
+        parts: weights and objectives.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, nn.Cell]]):
+        super().__init__()
+        kept = [(weight, part) for weight, part in parts if weight]
+        if not kept:
+            raise UserError("all weights of the loss are 0; expected one above 0")
+        self.weights, self.parts = tuple(weight for weight, _ in kept), nn.CellList([part for _, part in kept])
+        self.count = len(kept)
+        self.terms = tuple(term for _, part in kept for term in part.terms)
+        self.needs_head = any(part.needs_head for _, part in kept)
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        total, terms = Tensor(0.0, ms.float32), ()
+        for i in range(self.count):
+            loss, found = self.parts[i](batch, student, teacher)
+            total = total + self.weights[i] * loss
+            terms = terms + found
+        return total, terms
 
 
 def check_heads(layers: LayerMap, student_heads: int, teacher_heads: int) -> None:

@@ -84,15 +84,16 @@ class RelativePositions(nn.Cell):
 class Layer(nn.Cell):
     """Self-attention and feed-forward, each followed by dropout, the residual and layer norm (post-norm)."""
 
-    def __init__(self, config: ModelConfig, compute_type: ms.Type, table: Tensor):
+    def __init__(self, config: ModelConfig, index: int, compute_type: ms.Type, table: Tensor):
         super().__init__()
-        hidden, heads, size = config.hidden_size, config.num_attention_heads, config.attention_head_size
+        hidden, size = config.hidden_size, config.attention_head_size
+        heads, width = config.layer_heads[index], config.layer_widths[index]
         self.query = Dense(hidden, heads * size, compute_type)
         self.key = Dense(hidden, heads * size, compute_type)
         self.value = Dense(hidden, heads * size, compute_type)
         self.attention_output = Dense(heads * size, hidden, compute_type)
-        self.intermediate = Dense(hidden, config.intermediate_size, compute_type)
-        self.output = Dense(config.intermediate_size, hidden, compute_type)
+        self.intermediate = Dense(hidden, width, compute_type)
+        self.output = Dense(width, hidden, compute_type)
         self.activation = BiasActivation(config.hidden_act)
         self.split_scaled = SplitHeads(heads, size, 1.0 / math.sqrt(size))
         self.split, self.merge = SplitHeads(heads, size), MergeHeads(heads, size)
@@ -149,12 +150,13 @@ class Encoder(nn.Cell):
         self.projection = Dense(config.embedding_size, config.hidden_size, compute_type) if project else None
         rows = config.max_position_embeddings
         table = dropout_table(rows, max(rows, config.hidden_size, config.embedding_size))
-        self.layers = nn.CellList([Layer(config, compute_type, table) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.CellList([Layer(config, i, compute_type, table) for i in range(config.num_hidden_layers)])
         self.depth = config.num_hidden_layers
-        self.heads = config.num_attention_heads
         self.dtype = dtype
         self.hidden_sites = 1 + _SITES_PER_LAYER * self.depth
-        self.keys = DropoutKeys(seed, self.hidden_sites + self.depth * self.heads)
+        heads = config.layer_heads
+        self.keys = DropoutKeys(seed, self.hidden_sites + sum(heads))
+        self.head_sites = tuple(self.hidden_sites + sum(heads[:i]) for i in range(self.depth + 1))
         probability = config.hidden_dropout_prob
         self.dropout = Dropout(probability, table) if probability else None
 
@@ -185,9 +187,9 @@ class Encoder(nn.Cell):
             keys = (None, None, None)
             if step is not None:
                 first = 1 + _SITES_PER_LAYER * index
-                head = self.hidden_sites + self.heads * index
+                head, end = self.head_sites[index], self.head_sites[index + 1]
                 keys = (
-                    self.broadcast(multiplier[:, head : head + self.heads], offset[:, head : head + self.heads]),
+                    self.broadcast(multiplier[:, head:end], offset[:, head:end]),
                     self.broadcast(multiplier[:, first], offset[:, first]),
                     self.broadcast(multiplier[:, first + 1], offset[:, first + 1]),
                 )

@@ -62,6 +62,10 @@ class ModelConfig:
     """Class names in the order of the logits; empty for an encoder without a classifier."""
     regression: bool = False
     """One output trained as a number in place of classes."""
+    num_attention_heads_per_layer: tuple[int, ...] = ()
+    """Heads of each layer where they differ (pruned models); num_attention_heads is then the most of them."""
+    intermediate_size_per_layer: tuple[int, ...] = ()
+    """Widths of the feed-forward layers where they differ; intermediate_size is then the widest."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -76,6 +80,8 @@ class ModelConfig:
         if self.embedding_size == 0:
             object.__setattr__(self, "embedding_size", self.hidden_size)
         object.__setattr__(self, "labels", tuple(self.labels))
+        for name in ("num_attention_heads", "intermediate_size"):
+            self._take_per_layer(name, f"{name}_per_layer")
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a positive whole number")
@@ -88,6 +94,30 @@ class ModelConfig:
             raise UserError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACTIVATION_NAMES)}")
         if self.family not in FAMILIES:
             raise UserError(f"family is {self.family!r}; expected one of {', '.join(FAMILIES)}")
+
+    def _take_per_layer(self, name: str, per_layer: str) -> None:
+        """Check a list of sizes, one a layer; equal ones need no list."""
+        sizes = getattr(self, per_layer)
+        if not sizes:
+            return
+        if not isinstance(sizes, (list, tuple)) or not all(type(size) is int and size > 0 for size in sizes):
+            raise UserError(f"{per_layer} is {sizes!r}; expected positive whole numbers, one a layer")
+        if len(sizes) != self.num_hidden_layers:
+            raise UserError(
+                f"{per_layer} has {len(sizes)} sizes for {self.num_hidden_layers} layers; expected one each"
+            )
+        object.__setattr__(self, name, max(sizes))
+        object.__setattr__(self, per_layer, tuple(sizes) if len(set(sizes)) > 1 else ())
+
+    @property
+    def layer_heads(self) -> tuple[int, ...]:
+        """Attention heads of each layer."""
+        return self.num_attention_heads_per_layer or (self.num_attention_heads,) * self.num_hidden_layers
+
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Width of each feed-forward layer."""
+        return self.intermediate_size_per_layer or (self.intermediate_size,) * self.num_hidden_layers
 
     @property
     def num_labels(self) -> int:
@@ -108,6 +138,9 @@ class ModelConfig:
         """A copy with some fields changed; derived sizes are derived anew where their source changes."""
         if {"hidden_size", "num_attention_heads"} & changes.keys():
             changes.setdefault("attention_head_size", 0)
+        for name in ("num_attention_heads", "intermediate_size"):
+            if {name, "num_hidden_layers"} & changes.keys():
+                changes.setdefault(f"{name}_per_layer", ())
         if "hidden_size" in changes:
             changes.setdefault("embedding_size", 0)
         return replace(self, **changes)
@@ -115,16 +148,15 @@ class ModelConfig:
     @property
     def parameters(self) -> int:
         """Numbers that a model of this shape has, heads included."""
-        wide, inner = self.hidden_size, self.num_attention_heads * self.attention_head_size
+        wide, size = self.hidden_size, self.attention_head_size
         places = 0 if self.use_relative_positions else self.max_position_embeddings
         embedding = (self.vocab_size + places + self.type_vocab_size + 2) * self.embedding_size
         projection = (self.embedding_size + 1) * wide if self.embedding_size != wide else 0
-        layer = 3 * (wide + 1) * inner + (inner + 1) * wide + 4 * wide
-        layer += (wide + 1) * self.intermediate_size + (self.intermediate_size + 1) * wide
-        if self.use_relative_positions:
-            layer += 2 * (2 * self.max_relative_position + 1) * self.attention_head_size
+        layer = 6 * wide + (2 * (2 * self.max_relative_position + 1) * size if self.use_relative_positions else 0)
+        attention = sum(self.layer_heads) * size * (4 * wide + 3)
+        fed = sum(self.layer_widths) * (2 * wide + 1)
         heads = ((wide + 1) * wide if self.pooler else 0) + (wide + 1) * self.num_labels
-        return embedding + projection + self.num_hidden_layers * layer + heads
+        return embedding + projection + self.num_hidden_layers * layer + attention + fed + heads
 
     def require_classifier(self, source: object) -> None:
         """See that the model has what predicts.

@@ -158,9 +158,17 @@ _COMMON_FIELDS = (
     "use_relative_positions",
     "max_relative_position",
     "relu_before_classifier",
+    "num_attention_heads_per_layer",
+    "intermediate_size_per_layer",
 )
 _MOST_LABELS = 100_000
-_OWN_FIELDS = ("use_relative_positions", "max_relative_position", "relu_before_classifier")
+_OWN_FIELDS = (
+    "use_relative_positions",
+    "max_relative_position",
+    "relu_before_classifier",
+    "num_attention_heads_per_layer",
+    "intermediate_size_per_layer",
+)
 
 
 def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
@@ -243,7 +251,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 def transformers_can_express(config: ModelConfig) -> bool:
     """Whether `AutoModelForSequenceClassification` builds the same network from `config_to_hf(config)`."""
     plain_heads = config.attention_head_size * config.num_attention_heads == config.hidden_size
-    return plain_heads and not config.use_relative_positions and not config.relu_before_classifier
+    uneven = config.num_attention_heads_per_layer or config.intermediate_size_per_layer
+    return plain_heads and not uneven and not config.use_relative_positions and not config.relu_before_classifier
 
 
 def hf_names(config: ModelConfig, paths: list[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,14 +143,14 @@ def _check_sizes(config: ModelConfig, values: Mapping[str, np.ndarray], file: Pa
     Raises:
         UserError: names the array and both sizes.
     """
-    heads = config.num_attention_heads * config.attention_head_size
+    heads = config.layer_heads[-1] * config.attention_head_size
     last = f"encoder.layers.{config.num_hidden_layers - 1}"
     wanted = {
         "encoder.embeddings.word": (config.vocab_size, config.embedding_size),
         "encoder.embeddings.position": (config.max_position_embeddings, config.embedding_size),
         "encoder.embeddings.segment": (config.type_vocab_size, config.embedding_size),
         f"{last}.query.weight": (heads, config.hidden_size),
-        f"{last}.intermediate.weight": (config.intermediate_size, config.hidden_size),
+        f"{last}.intermediate.weight": (config.layer_widths[-1], config.hidden_size),
     }
     if config.num_labels:
         wanted["classifier.weight"] = (config.num_labels, config.hidden_size)
@@ -374,14 +374,15 @@ def from_layers(weights: Weights, config: ModelConfig, layers: list[int]) -> Wei
                 f"{getattr(teacher, name)} in the teacher; choose a student of the teacher's widths"
             )
 
-    values = {
-        path: value
-        for path, value in weights.values.items()
-        if not path.startswith(("encoder.layers.", "classifier.", "mlm."))
-    }
+    values = take_layers(weights.values, layers)
+    values = {path: value for path, value in values.items() if not path.startswith(("classifier.", "mlm."))}
+    return Weights(config, values, weights.source)
+
+
+def take_layers(values: Mapping[str, np.ndarray], layers: Sequence[int]) -> dict[str, np.ndarray]:
+    """The arrays, by path, of a model with some of its layers, in the order given, and all that is no layer's."""
+    found = {path: value for path, value in values.items() if not path.startswith("encoder.layers.")}
     for index, layer in enumerate(layers):
         old, new_ = f"encoder.layers.{layer}.", f"encoder.layers.{index}."
-        values |= {
-            new_ + path.removeprefix(old): value for path, value in weights.values.items() if path.startswith(old)
-        }
-    return Weights(config, values, weights.source)
+        found |= {new_ + path.removeprefix(old): value for path, value in values.items() if path.startswith(old)}
+    return found

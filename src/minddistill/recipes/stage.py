@@ -17,10 +17,11 @@ from ..data.loader import Loader
 from ..distill.distiller import Distiller
 from ..errors import UserError
 from ..files import read_json, remove_parts, write_json
+from ..prune.sparse import Pruner
 from ..train.checkpoint import Checkpoints, Saved, TrainState
 from ..train.log import RunLog
 from ..train.loop import Hook, Prefetched, Stopped, fit
-from ..train.optim import OptimConfig, build_optimizer
+from ..train.optim import OptimConfig, Update, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
 from ..train.watch import INTERVAL, Watch
 from . import resume
@@ -36,12 +37,14 @@ class Work:
     Attributes:
         save: writes the model directory of a name (best, last) with its metrics.
         evaluate: the metrics that choose the best model, the main one first.
+        pruner: makes trained weights sparse; the best model is chosen among those of its full sparsity.
     """
 
     cell: Distiller
     batches: Loader
     save: Callable[[str, Mapping[str, float]], Path]
     evaluate: Callable[[], dict[str, float]] | None = None
+    pruner: Pruner | None = None
 
 
 @dataclass
@@ -75,12 +78,16 @@ class Stage:
     patience: int = 0
     most_steps: int = 0
 
-    def step_of(self, cell: Distiller, updates: int) -> tuple[nn.Optimizer, LossScale, Callable[..., tuple]]:
+    def step_of(
+        self, cell: Distiller, updates: int, pruner: Pruner | None = None
+    ) -> tuple[nn.Optimizer, LossScale, Callable[..., tuple]]:
         """The optimiser over so many updates, the loss scale, and the training step that uses both."""
         optimizer = build_optimizer(cell.trained(), self.optim, updates)
         scale = LossScale(self.step.loss_scale_value, self.step.scale_factor, self.step.scale_window)
         reducer = self.runtime.reducer(optimizer.parameters)
-        return optimizer, scale, build_step(cell, optimizer, scale, self.step, reducer)
+        update = Update(optimizer)
+        optimise = pruner.around(update, optimizer) if pruner else update
+        return optimizer, scale, build_step(cell, optimizer, scale, self.step, reducer, optimise)
 
 
 def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
@@ -121,11 +128,14 @@ def _train(
     if stage.most_steps:
         total = min(total, stage.most_steps)
         updates = min(updates, -(-total // stage.step.accumulate))
-    optimizer, scale, step = stage.step_of(cell, updates)
-    state = TrainState(cell.trained(), optimizer, scale, identity)
+    pruner = work.pruner
+    optimizer, scale, step = stage.step_of(cell, updates, pruner)
+    state = TrainState(cell.trained(), optimizer, scale, identity, more=pruner.tensors() if pruner else {})
     if saved:
         saved.into(state)
         stage.log.line(f"Resumed from {saved.file} (epoch {state.epoch + 1}, step {state.step})")
+    if pruner:
+        pruner.begin(state.step, resumed=saved is not None)
     stage.log.rewind(stage.name, state.step)
     leads = stage.runtime.rank == 0
     stage.log.line(
@@ -150,7 +160,9 @@ def _train(
         stage.log.metrics(
             stage.name, state.epoch + bool(state.position), state.step, {f"dev_{k}": v for k, v in found.items()}
         )
-        if value > state.best.get("value", -np.inf):
+        if pruner and not pruner.finished(state.step):
+            stage.log.line(f"dev: {value:.6f} at sparsity {pruner.sparsity():.4f}")
+        elif value > state.best.get("value", -np.inf):
             work.save("best", found)
             state.best = {"value": value, "epoch": state.epoch, "metrics": found}
             stage.log.line(f"The best acc is {value:.6f}")
@@ -164,6 +176,8 @@ def _train(
     # Looked at before anything is saved, and by every process at the same steps, so that all come to the same end.
     hooks = [Hook(every, watch.check, at_epoch_end=True) for every in (INTERVAL, stage.eval_steps, stage.save_steps)]
     hooks += [Hook(stage.flags.log_interval, log), Hook(1, stage.log.tick)]
+    if pruner:  # before anything is measured or saved
+        hooks.append(Hook(1, lambda state, outputs: pruner.at(state.step)))
     hooks.append(Hook(stage.eval_steps, judge, at_epoch_end=True))
     if leads:
         hooks.append(Hook(stage.save_steps, lambda state, outputs: checkpoints.save(state), at_epoch_end=True))

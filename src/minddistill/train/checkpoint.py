@@ -26,6 +26,7 @@ class TrainState:
     Attributes:
         trained: parameters by path.
         optimizer, scale: their state is saved too.
+        more: further parameters that change, by name, such as the masks of pruning.
         epoch, position: the next batch, counted in epochs and steps of the epoch; dropout masks and the order of
             rows are functions of the seed and of these.
         best: best metric so far, with the epoch and step it was reached at.
@@ -40,6 +41,7 @@ class TrainState:
     position: int = 0
     step: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Parameter] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Parameter]:
         """All that changes, by name."""
@@ -49,7 +51,9 @@ class TrainState:
         found = dict(self.trained)
         found |= {f"moment1/{path}": value for path, value in zip(paths, optimizer.moments1, strict=True)}
         found |= {f"moment2/{path}": value for path, value in zip(paths, optimizer.moments2, strict=True)}
-        return found | {
+        return {
+            **found,
+            **self.more,
             "global_step": optimizer.global_step,
             "loss_scale": self.scale.value,
             "good_steps": self.scale.good,

@@ -83,6 +83,7 @@ class _Step(nn.Cell):
         scaled: _Scaled,
         optimizer: nn.Optimizer,
         config: StepConfig,
+        optimise: nn.Cell,
         reducer: nn.Cell | None,
         buffers: ParameterTuple | None,
         update: bool,
@@ -91,7 +92,7 @@ class _Step(nn.Cell):
         self.gradients = ms.value_and_grad(scaled, None, optimizer.parameters, has_aux=True)
         self.scaled, self.scale, self.reducer = scaled, scaled.scale, reducer
         self.buffers, self.update, self.clip = buffers, update, config.clip
-        self.optimise = Update(optimizer)
+        self.optimise = optimise
         self.largest = Tensor(config.clip_norm, ms.float32)
         self.one = Tensor(1.0, ms.float32)
         self.no = Tensor(False, ms.bool_)
@@ -143,6 +144,7 @@ def build_step(
     scale: LossScale,
     config: StepConfig,
     reducer: nn.Cell | None = None,
+    optimise: nn.Cell | None = None,
 ) -> Callable[..., tuple]:
     """Compile forward, backward, overflow check, reduction, clipping and update into one function.
 
@@ -150,6 +152,7 @@ def build_step(
         cell: maps (batch, step) to the loss and a tuple of its parts, whose names are its attribute `terms`.
         optimizer: over the parameters to train; its `global_step` counts updates.
         reducer: averages gradients over processes; None for one.
+        optimise: called with gradients and what to multiply each by; the optimiser's `Update` by default.
 
     Returns:
         step(batch, last=True): (loss, its parts by name, overflow, loss scale used), all tensors on the device, so that
@@ -158,8 +161,9 @@ def build_step(
     """
     buffers = optimizer.parameters.clone(prefix="accumulated", init="zeros") if config.accumulate > 1 else None
     scaled = _Scaled(cell, scale, optimizer.global_step, 1.0 / config.accumulate)
-    update = _Step(scaled, optimizer, config, reducer, buffers, update=True)
-    gather = _Step(scaled, optimizer, config, reducer, buffers, update=False) if buffers is not None else update
+    parts = scaled, optimizer, config, optimise or Update(optimizer), reducer, buffers
+    update = _Step(*parts, update=True)
+    gather = _Step(*parts, update=False) if buffers is not None else update
 
     def run(batch: dict[str, Tensor], last: bool = True) -> tuple:
         # Tensors in a plain dict count as constants: each batch would be compiled anew.

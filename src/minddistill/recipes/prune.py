@@ -1,0 +1,388 @@
+"""Prune a classifier: weights set to zero by masks, or heads, neurons, layers and word pieces taken away."""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from mindspore import nn
+
+from .. import runtime
+from ..config import changed, flag, parse
+from ..data.loader import Loader
+from ..data.records import Rows
+from ..data.tokenizer import load_tokenizer
+from ..distill.distiller import Distiller
+from ..distill.layer_map import LayerMap, layer_map
+from ..distill.objectives import Intermediate, Labels, Prediction, Same, Weighted
+from ..errors import UserError
+from ..models import store
+from ..models.config import ModelConfig
+from ..models.heads import TextModel
+from ..prune import structured, vocabulary
+from ..prune.sparse import Pruner, Sparsity
+from ..train.log import RunLog
+from . import common, report
+from .checks import Load, check_load
+from .flags import OptimFlags, RunFlags, StepFlags, step_config
+from .prune_structured import Structure, structured_stages
+from .stage import Stage, Work, open_run, run_stage
+
+
+@dataclass
+class Config:
+    """Pruning."""
+
+    method: Literal["sparse", "structured"] = flag("sparse", "zeros among the weights, or smaller tensors")
+    model: str = flag("", "model directory or .ckpt of a classifier")
+    teacher: str = flag("", "model directory or .ckpt that is learnt from; the model before pruning by default")
+    train_data_dir: str = flag("", "record directory to train on, and that importance is measured on", "data_dir")
+    eval_data_dir: str = flag("", "record directory that selects the best model; empty keeps the last")
+    schema_dir: str = flag("", "schema file, where the record directories have none")
+    dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
+    epoch_size: int = flag(3, "epochs; of structured pruning, after each of its steps; 0 prunes only")
+    train_steps: int = flag(0, "training steps at which to stop; 0 for no limit")
+    eval_steps: int = flag(0, "steps between evaluations besides the end of each epoch; 0 for none")
+    save_checkpoint_step: int = flag(1000, "steps between checkpoints", "save_ckpt_step")
+    max_ckpt_num: int = flag(1, "checkpoints kept")
+    prune_vocabulary: bool = flag(False, "in the end, take away word pieces that the records do not use (WordPiece)")
+    num_attention_heads: int = flag(12, "attention heads of a .ckpt that has no config.json beside it")
+    allow_weak_teacher: bool = flag(False, "go on with a teacher that does not beat the majority class")
+    device_target: str = flag("", "Ascend, GPU or CPU; empty takes the best that is there")
+    device_id: int = flag(0, "number of the device")
+
+
+@dataclass
+class Losses:
+    """Loss: labels, the teacher's predictions, its hidden states and attention scores, each with a weight."""
+
+    label_weight: float = flag(0.0, "weight of the cross-entropy with the labels")
+    soft_weight: float = flag(1.0, "weight of the cross-entropy with the teacher's predictions")
+    intermediate_weight: float = flag(1.0, "weight of the squared errors of hidden states and attention scores")
+    temperature: float = flag(1.0, "temperature of the softmaxes of predictions")
+
+
+@dataclass
+class Groups:
+    """Several groups of weights."""
+
+    groups: tuple[dict, ...] = flag((), "sparse: a list of tables of the flags above; what one leaves out is as above")
+
+
+@dataclass
+class Job:
+    """What the stages of a pruning share.
+
+    Attributes:
+        dense: the model before pruning.
+        groups: of flags, all of them.
+    """
+
+    config: Config
+    losses: Losses
+    optim: OptimFlags
+    run: RunFlags
+    step: StepFlags
+    groups: Sequence[Any]
+    place: runtime.Runtime
+    directory: Path
+    log: RunLog
+    dense: store.Weights
+    teacher: store.Weights
+    train: Rows
+    dev: Rows | None
+    buckets: list[int]
+
+    def build(self, weights: store.Weights) -> TextModel:
+        """A model on this job's device and in its types."""
+        types = runtime.precision(self.step.compute_type, self.step.dtype, self.place.device)
+        return store.build(weights, seed=self.run.seed, **types)
+
+    def loader(self, rows: Rows) -> Loader:
+        """Batches of rows, as they are trained on."""
+        return Loader(rows, self.step.batch_size, buckets=self.buckets, seed=self.run.seed)
+
+    def work(
+        self, weights: store.Weights, directory: Path, layers: str, facts: Callable[[], Mapping[str, Any]]
+    ) -> Work:
+        """What trains a student.
+
+        Args:
+            weights: it starts from.
+            directory: where its models go.
+            layers: of the teacher, that it learns from, as for `--layer_map`.
+            facts: what its record says of the pruning.
+        """
+        student, teacher = self.build(weights), self._taught()
+        objective = self._objective(weights.config, layers)
+        evaluator = None
+        if self.dev is not None:
+            evaluator = common.Evaluator(student, self.dev, common.eval_buckets(self.buckets, self.dev))
+
+        def save(name: str, found: Mapping[str, float]) -> Path:
+            if name == "best" and evaluator is not None:
+                evaluator.write(self.directory / report.BEST_PREDICTIONS)
+            return store.save(
+                directory / name,
+                student,
+                tokenizer_from=self.dense.directory,
+                command=f"minddistill prune --method {self.config.method}",
+                parents={"model": str(self.config.model)} | ({"teacher": str(self.teacher.source)} if teacher else {}),
+                data={
+                    "train": str(self.config.train_data_dir),
+                    "rows": len(self.train),
+                    "task": self.train.meta.get("task", ""),
+                    **facts(),
+                },
+                metrics=found,
+            )
+
+        return Work(
+            Distiller(student, teacher, objective), self.loader(self.train), save, evaluator and evaluator.metrics
+        )
+
+    def stage(self, name: str, directory: Path, build: Callable[[], Work], source: store.Weights) -> Stage:
+        """A stage that trains what `build` makes of `source`."""
+        content = {
+            "model": {"weights": source.fingerprint()},
+            "teacher": {"weights": self.teacher.fingerprint()},
+            "train_data_dir": self.train.files,
+            "eval_data_dir": {} if self.dev is None else self.dev.files,
+        }
+        return Stage(
+            name=name,
+            directory=directory,
+            build=build,
+            epochs=self.config.epoch_size,
+            optim=self.optim.optim(),
+            step=step_config(self.step, self.optim),
+            flags=self.run,
+            runtime=self.place,
+            log=self.log,
+            groups=self.groups,
+            content=content,
+            free=("teacher", "prune_vocabulary"),
+            eval_steps=self.config.eval_steps,
+            save_steps=self.config.save_checkpoint_step,
+            keep=self.config.max_ckpt_num,
+            most_steps=self.config.train_steps,
+        )
+
+    def _taught(self) -> TextModel | None:
+        """The teacher, measured on the dev records; None where the labels alone are learnt from."""
+        if not self.losses.soft_weight and not self.losses.intermediate_weight:
+            return None
+        teacher = self.build(self.teacher)
+        if self.dev is not None:
+            shapes = common.eval_buckets(self.buckets, self.dev)
+            found = common.check_teacher(teacher, self.dev, shapes, self.config.allow_weak_teacher, self.log.line)
+            found.write(self.directory / report.TEACHER_PREDICTIONS)
+        return teacher
+
+    def _objective(self, student: ModelConfig, layers: str) -> nn.Cell:
+        losses, teacher = self.losses, self.teacher.config
+        pairs = layer_map(layers, student.num_hidden_layers, teacher.num_hidden_layers)
+        if student.layer_heads != tuple(teacher.layer_heads[layer] for layer in pairs.attention):
+            self.log.line("heads: not as many as the teacher has; hidden states are compared, attention scores are not")
+            pairs = LayerMap((), pairs.hidden)
+        fit = Same()
+        if student.hidden_size != teacher.hidden_size:
+            fit = common.fit_dense("shared", student, teacher, pairs, {}, self.run.seed)
+        return Weighted(
+            [
+                (losses.label_weight, Labels(teacher.regression)),
+                (losses.soft_weight, Prediction(losses.temperature, regression=teacher.regression)),
+                (losses.intermediate_weight, Intermediate(pairs, fit)),
+            ]
+        )
+
+
+def run(
+    config: Config,
+    sparsity: Sparsity,
+    groups: Groups,
+    structure: Structure,
+    losses: Losses,
+    optim: OptimFlags,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
+) -> tuple[Path, dict[str, float]]:
+    """Prune, train what is left, and return its model directory with its dev metrics.
+
+    Raises:
+        UserError: flags, records and models do not go together.
+    """
+    for group in (sparsity, groups) if config.method == "structured" else (structure,):
+        _refuse_unused(group, config.method)
+    settings = [changed(sparsity, values, "--groups") for values in groups.groups] or [sparsity]
+    place = runtime.start(config.device_target, config.device_id)
+    steps = structure.directories() if config.method == "structured" else [""]
+    directory, log = open_run(run_flags, place, steps)
+    flags = [config, sparsity, groups, structure, losses, optim, run_flags, step_flags]
+    try:
+        job = prepare(config, losses, optim, run_flags, step_flags, flags, place, directory, log)
+        if config.method == "sparse":
+            result = run_stage(sparse_stage(job, settings))
+            result = shrunk(job, *result)
+        else:
+            result = structured_stages(job, structure)
+        if config.prune_vocabulary:
+            result = without_words(job, *result)
+        report.at_end(directory, log)
+        return result
+    finally:
+        log.close()
+
+
+def _refuse_unused(group: Any, method: str) -> None:
+    """See that no flag of the other method is set."""
+    for item in fields(group):
+        if getattr(group, item.name) != item.default:
+            raise UserError(
+                f"--{item.name} {getattr(group, item.name)}: has no part in --method {method}; leave it out, or give the "
+                "other --method"
+            )
+
+
+def prepare(
+    config: Config,
+    losses: Losses,
+    optim: OptimFlags,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
+    groups: Sequence[Any],
+    place: runtime.Runtime,
+    directory: Path,
+    log: RunLog,
+) -> Job:
+    """Read and check what the flags name.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    with log.check("model") as found:
+        dense = store.read_weights(config.model, config.num_attention_heads)
+        dense.config.require_classifier(dense.source)
+        found(common.described(dense))
+    with log.check("teacher") as found:
+        teacher = store.read_weights(config.teacher, config.num_attention_heads) if config.teacher else dense
+        teacher.config.require_classifier(teacher.source)
+        if teacher.config.vocab_size != dense.config.vocab_size:
+            raise UserError(
+                f"--teacher {config.teacher}: reads {teacher.config.vocab_size} word pieces, the model "
+                f"{dense.config.vocab_size}; both read the same records"
+            )
+        found(common.described(teacher))
+    options = {
+        "kind": config.dataset_type,
+        "schema_file": config.schema_dir,
+        "verify": run_flags.verify_records,
+        "log": log,
+    }
+    train = common.read_checked(config.train_data_dir, "--train_data_dir", dense.config, dense.directory, **options)
+    dev = None
+    if config.eval_data_dir:
+        dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", dense.config, dense.directory, **options)
+    with log.check("labels") as found:
+        names = [] if train.meta.get("regression") else train.meta.get("labels", [])
+        dense, teacher = (common.align_labels(weights, names, log.line) for weights in (dense, teacher))
+        if not dense.config.regression:
+            for rows in filter(None, (train, dev)):
+                rows.check_classes(dense.config.num_labels)
+        found("a number" if dense.config.regression else ", ".join(dense.config.labels))
+    buckets = common.buckets_for(step_flags.buckets, train, fixed=False)
+    load = Load(
+        2 * dense.config.parameters,  # with masks and scores
+        dense.config,
+        teacher.config,
+        teacher.config.parameters,
+        dense.config.num_hidden_layers if losses.intermediate_weight else 0,
+        step_flags.batch_size,
+        buckets,
+        config.max_ckpt_num,
+        {},
+    )
+    check_load(load, directory, place.device, log)
+    return Job(
+        config, losses, optim, run_flags, step_flags, groups, place, directory, log, dense, teacher, train, dev, buckets
+    )
+
+
+def sparse_stage(job: Job, settings: Sequence[Sparsity]) -> Stage:
+    """Training with masks, which make groups of weights sparse."""
+
+    def build() -> Work:
+        def facts() -> dict[str, Any]:
+            return {"patterns": ", ".join(group.pattern for group in settings), "sparsity": work.pruner.sparsity()}
+
+        work = job.work(job.dense, job.directory, "uniform", facts)
+        an_epoch = len(work.batches)
+        steps = min(an_epoch * job.config.epoch_size, job.config.train_steps or an_epoch * job.config.epoch_size)
+        work.pruner = Pruner(work.cell.trained(), settings, an_epoch, steps, job.log.line)
+        return work
+
+    return job.stage("prune", job.directory, build, job.dense)
+
+
+def shrunk(job: Job, result: Path, found: dict[str, float]) -> tuple[Path, dict[str, float]]:
+    """Tell what sparsity saves, and take away heads and neurons that it has made idle, where there are any."""
+    weights = store.read_weights(result)
+    file = (result / store.WEIGHTS_FILE).read_bytes()
+    job.log.line(
+        f"{result}: {len(file) / 1e6:.1f} MB, {len(zlib.compress(file)) / 1e6:.1f} MB compressed (zlib); blocks and N:M "
+        "take as long as before on runtimes without kernels for them, MindSpore and ONNX Runtime among these"
+    )
+    small = structured.compact(weights)
+    if small.config.parameters == weights.config.parameters:
+        return result, found
+    return _derived(job, small, "compact", result, found), found
+
+
+def without_words(job: Job, result: Path, found: dict[str, float]) -> tuple[Path, dict[str, float]]:
+    """The model and tokenizer of the word pieces that the records use."""
+    weights, rows = store.read_weights(result), [part.ids for part in (job.train, job.dev) if part is not None]
+    kept = vocabulary.used(load_tokenizer(result), rows)
+    small = structured.keep_words(weights, kept)
+    with tempfile.TemporaryDirectory() as scratch:
+        vocabulary.write_tokenizer(result, Path(scratch), kept)
+        return _derived(job, small, "small_vocabulary", result, found, Path(scratch)), found
+
+
+def _derived(
+    job: Job,
+    weights: store.Weights,
+    name: str,
+    source: Path,
+    found: Mapping[str, float],
+    tokenizer: Path | None = None,
+) -> Path:
+    """Write a model that computes what the one in `source` does."""
+    record = store.read_record(source)
+    directory = store.save(
+        job.directory / name,
+        store.build(weights),
+        tokenizer_from=tokenizer or source,
+        command=record["command"],
+        parents=record["parents"] | {"before": str(source)},
+        data=record["data"],
+        metrics=found,
+    )
+    before, after = record["parameters"], store.read_record(directory)["parameters"]
+    job.log.line(f"{directory}: the same model with {after} parameters, {after / before:.3f} of those of {source}")
+    return directory
+
+
+GROUPS = [Config, Sparsity, Groups, Structure, Losses, OptimFlags, RunFlags, StepFlags]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of `minddistill prune`."""
+    run(
+        *parse(
+            "minddistill prune", "Make a classifier sparse or smaller, with its dense form as teacher.", GROUPS, argv
+        )
+    )

@@ -1,0 +1,257 @@
+"""Structured pruning: how many heads, neurons, hidden units and layers stay, which they are, and training between."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ..bench import measure
+from ..config import flag, numbers
+from ..distill.distiller import Distiller
+from ..distill.objectives import Labels
+from ..errors import UserError
+from ..export import directory as exports
+from ..export import onnx
+from ..export.session import ONNX_FILE, Session
+from ..files import read_json, write_json
+from ..models import store
+from ..models.config import ModelConfig
+from ..prune import importance, structured
+from .benchmark import typical
+from .stage import Stage, Work, run_stage
+
+if TYPE_CHECKING:
+    from .prune import Job
+
+_WIDTHS = 8  # neurons of a searched width are a multiple
+_RUNS, _WARM_UP = 100, 20
+
+
+@dataclass
+class Structure:
+    """Structured pruning."""
+
+    target_num_heads: int = flag(0, "attention heads that stay in a layer (on average, with --budget global); 0 all")
+    target_ffn_dim: int = flag(0, "neurons that stay in a feed-forward layer, likewise; 0 all")
+    target_hidden: int = flag(0, "units of the hidden states that stay; 0 all")
+    target_layers: str = flag("", "layers that stay, 0-based, such as 0,2,4; empty for all")
+    target_speedup: str = flag(
+        "", "such as 2x: the widest heads and feed-forward layers whose ONNX graph is so many times as fast, measured"
+    )
+    budget: Literal["layer", "global"] = flag("layer", "as many units in each layer, or the best of all layers")
+    steps: int = flag(1, "prunings on the way to the target, with training after each")
+    importance_rows: int = flag(2000, "training rows, drawn by --seed, that importance is measured on; 0 for all")
+    normalize_importance: bool = flag(True, "with --budget global, compare layers by scores of Euclidean norm 1")
+    ffn_output_term: bool = flag(False, "add the term of a neuron's outgoing weights to its importance")
+    compat: Literal["", "fastformers"] = flag("", "fastformers: gradients of all batches so far count for each batch")
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"--steps {self.steps}: expected a positive whole number")
+        if self.target_speedup and (self.target_num_heads or self.target_ffn_dim):
+            raise UserError(
+                "--target_speedup finds the numbers of heads and neurons; leave --target_num_heads and "
+                "--target_ffn_dim out"
+            )
+        if self.target_speedup and not self.speedup > 1:
+            raise UserError(f"--target_speedup {self.target_speedup}: expected more than 1, such as 2x")
+
+    @property
+    def speedup(self) -> float:
+        """The number in `target_speedup`."""
+        try:
+            return float(self.target_speedup.removesuffix("x"))
+        except ValueError:
+            raise UserError(f"--target_speedup {self.target_speedup!r}: expected a number such as 2x") from None
+
+    def directories(self) -> list[str]:
+        """Where each step's stage is, in the run directory."""
+        return [f"step{number}" for number in range(1, self.steps)] + [""]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What stays: heads and neurons a layer, hidden units, layers."""
+
+    heads: int
+    neurons: int
+    hidden: int
+    layers: tuple[int, ...]
+
+    def on_the_way(self, config: ModelConfig, number: int, steps: int) -> Target:
+        """The target of a step; widths go down evenly, layers all at once in the first."""
+        sizes = {"heads": config.num_attention_heads, "neurons": config.intermediate_size, "hidden": config.hidden_size}
+        part = {name: round(size + (getattr(self, name) - size) * number / steps) for name, size in sizes.items()}
+        return Target(**part, layers=self.layers)
+
+
+def target_of(structure: Structure, config: ModelConfig) -> Target:
+    """What the flags ask for, of a model.
+
+    Raises:
+        UserError: the model has not that much, or nothing is asked for.
+    """
+    layers = numbers(structure.target_layers, "--target_layers") or list(range(config.num_hidden_layers))
+    wrong = [layer for layer in layers if not 0 <= layer < config.num_hidden_layers]
+    if wrong or len(set(layers)) < len(layers):
+        raise UserError(
+            f"--target_layers {structure.target_layers}: expected different layers from 0 to {config.num_hidden_layers - 1}"
+        )
+    has = {
+        "target_num_heads": config.num_attention_heads,
+        "target_ffn_dim": config.intermediate_size,
+        "target_hidden": config.hidden_size,
+    }
+    asked = {name: getattr(structure, name) for name in has}
+    for name, size in has.items():
+        if asked[name] > size:
+            raise UserError(f"--{name} {asked[name]}: the model has {size}; expected at most that")
+    found = Target(*(asked[name] or size for name, size in has.items()), tuple(layers))
+    unchanged = Target(*has.values(), tuple(range(config.num_hidden_layers)))
+    if found == unchanged and not structure.target_speedup:
+        raise UserError(
+            "nothing to prune: give --target_num_heads, --target_ffn_dim, --target_hidden, --target_layers or "
+            "--target_speedup"
+        )
+    return found
+
+
+def structured_stages(job: Job, structure: Structure) -> tuple[Path, dict[str, float]]:
+    """Prune in steps, training after each; returns the last one's model directory and metrics."""
+    target = target_of(structure, job.dense.config)
+    if structure.target_speedup:
+        target = _searched(job, structure, target)
+    source, result = job.dense, (job.directory, {})
+    for number, name in enumerate(structure.directories(), 1):
+        result = run_stage(_stage(job, structure, target, number, job.directory / name, source))
+        source = store.read_weights(result[0])
+    return result
+
+
+def _stage(
+    job: Job, structure: Structure, target: Target, number: int, directory: Path, source: store.Weights
+) -> Stage:
+    now = target.on_the_way(job.dense.config, number, structure.steps)
+    # The layers that are left learn from those that they were.
+    as_deep = job.teacher.config.num_hidden_layers == job.dense.config.num_hidden_layers
+    layers = ",".join(map(str, target.layers)) if as_deep else "uniform"
+
+    def build() -> Work:
+        start = structured.keep_layers(source, target.layers) if number == 1 else source
+        pruned = cut(start, now, _measured(job, structure, start), structure)
+        job.log.line(
+            f"pruned, step {number} of {structure.steps}: {_shape(pruned.config)}; {start.config.parameters} parameters "
+            f"to {pruned.config.parameters}"
+        )
+        return job.work(pruned, directory, layers, lambda: {"pruned": _shape(pruned.config)})
+
+    return job.stage(directory.name if number < structure.steps else "prune", directory, build, source)
+
+
+def _shape(config: ModelConfig) -> str:
+    heads, widths = ("/".join(map(str, sorted({*sizes}))) for sizes in (config.layer_heads, config.layer_widths))
+    return f"{config.num_hidden_layers} layers of width {config.hidden_size}, {heads} heads, {widths} neurons"
+
+
+def _measured(job: Job, structure: Structure, weights: store.Weights) -> importance.Importance:
+    """The importance of a model's units on training rows."""
+    rows = job.train
+    if 0 < structure.importance_rows < len(rows):
+        rows = rows.take(np.random.default_rng(job.run.seed).permutation(len(rows))[: structure.importance_rows])
+    model = job.build(weights)
+    loss = Distiller(model, None, Labels(weights.config.regression))
+    return importance.measure(
+        loss,
+        model,
+        job.loader(rows).epoch(0),
+        accumulate=structure.compat == "fastformers",
+        output_term=structure.ffn_output_term,
+    )
+
+
+def cut(weights: store.Weights, target: Target, found: importance.Importance, structure: Structure) -> store.Weights:
+    """A model with the most important of its units."""
+    config, together, normalise = weights.config, structure.budget == "global", structure.normalize_importance
+    depth = config.num_hidden_layers
+    if depth * target.heads < sum(config.layer_heads):
+        weights = structured.keep_heads(weights, importance.choose(found.heads, target.heads, together, normalise))
+    if depth * target.neurons < sum(config.layer_widths):
+        weights = structured.keep_neurons(
+            weights, importance.choose(found.neurons, target.neurons, together, normalise)
+        )
+    if target.hidden < config.hidden_size:
+        weights = structured.keep_hidden(weights, importance.choose([found.hidden], target.hidden, False)[0])
+    return weights
+
+
+def _searched(job: Job, structure: Structure, target: Target) -> Target:
+    """The most heads, with as many neurons in proportion, at which a model is fast enough; found once for a run.
+
+    Raises:
+        UserError: one head is not fast enough.
+    """
+    note = job.directory / "widths.json"
+    if note.is_file():
+        known = read_json(note, "the widths that were searched")
+        if known["target_speedup"] == structure.target_speedup:
+            return replace(target, heads=known["heads"], neurons=known["neurons"])
+    config = job.dense.config
+    low, high, fastest = 0, config.num_attention_heads, 0.0  # fast enough; not fast enough
+    while high - low > 1:
+        heads = (low + high) // 2
+        wanted = replace(target, heads=heads, neurons=_neurons(config, heads))
+        fastest = _speedup(job, wanted)
+        job.log.line(f"search: {wanted.heads} heads, {wanted.neurons} neurons: {fastest:.2f} times as fast")
+        low, high = (heads, high) if fastest >= structure.speedup else (low, heads)
+    if not low:
+        raise UserError(
+            f"--target_speedup {structure.target_speedup}: with one head a layer it is {fastest:.2f} times as fast; "
+            "expected a smaller speed-up, or fewer layers with --target_layers"
+        )
+    found = replace(target, heads=low, neurons=_neurons(config, low))
+    write_json(note, {"target_speedup": structure.target_speedup, **asdict(found)})
+    return found
+
+
+def _neurons(config: ModelConfig, heads: int) -> int:
+    share = config.intermediate_size * heads / config.num_attention_heads
+    return min(max(round(share / _WIDTHS), 1) * _WIDTHS, config.intermediate_size)
+
+
+def _speedup(job: Job, target: Target) -> float:
+    """How many times as fast as the dense model's ONNX graph one of the target's shape is: medians of one row."""
+    dense = job.dense
+    small = structured.keep_layers(dense, target.layers)
+    layers = range(len(target.layers))
+    small = structured.keep_heads(small, [np.arange(target.heads) for _ in layers])
+    small = structured.keep_neurons(small, [np.arange(target.neurons) for _ in layers])
+    small = structured.keep_hidden(small, np.arange(target.hidden))
+    batch = typical(job.train, 1, 0)
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {}
+        for name, weights in (("dense", dense), ("small", small)):
+            paths[name] = str(Path(scratch) / name)
+            _export(weights, Path(scratch) / name)
+        with measure.subjects(paths, Session.open, _nothing, threads=1) as opened:
+            seconds = measure.alternate([subject for subject, _ in opened.values()], batch, _RUNS, warm_up=_WARM_UP)
+    return float(np.median(seconds["dense"]) / np.median(seconds["small"]))
+
+
+def _export(weights: store.Weights, target: Path) -> None:
+    graph = onnx.build(weights)
+    exports.write(
+        target,
+        lambda part: onnx.save(graph, part / ONNX_FILE),
+        weights.config,
+        weights.directory,
+        "minddistill prune",
+        {},
+    )
+
+
+def _nothing(session: Session) -> None:
+    """What is to be known of an opened model."""
