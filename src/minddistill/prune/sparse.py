@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ..config import flag
 from ..errors import UserError
@@ -65,9 +66,13 @@ class Sparsity:
                 re.compile(getattr(self, name))
             except re.error as error:
                 raise UserError(f"--{name} {getattr(self, name)!r}: {error}; expected a regular expression") from None
-        soft = self.criterion == "movement" and self.movement_form == "soft"
-        if soft and not isinstance(units, Blocks):
+        if self.soft and not isinstance(units, Blocks):
             raise UserError(f"--movement_form soft --pattern {self.pattern}: expected a pattern of blocks, such as 1x1")
+
+    @property
+    def soft(self) -> bool:
+        """Whether a threshold of the scores decides, in place of the target."""
+        return self.criterion == "movement" and self.movement_form == "soft"
 
     def takes(self, path: str) -> bool:
         """Whether a weight is one of the group."""
@@ -86,7 +91,7 @@ class Sparsity:
         )
         if end > steps:
             raise UserError(f"pruning ends at step {end}; there are {steps}; expected an end within them")
-        if end == 0 and CRITERIA[self.criterion] is not None:
+        if start == found.last == 0 and CRITERIA[self.criterion] is not None:
             raise UserError(
                 f"--criterion {self.criterion} prunes at step 0, before any gradient; give --epoch_size above "
                 "--cooldown_epochs, a --start, or --criterion magnitude"
@@ -105,7 +110,7 @@ class Masked(nn.Cell):
 
     def __init__(self, path: str, weight: Parameter, rule: nn.Cell | None):
         super().__init__()
-        self.path, self.weight_shape, self.rule = path, tuple(weight.shape), rule
+        self.path, self.shape, self.rule = path, tuple(weight.shape), rule
         self.mask = self._like(weight, "mask", np.ones)
         self.score = None if rule is None else self._like(weight, "score", np.zeros)
         self.beneath = self._like(weight, "beneath", np.zeros) if isinstance(rule, Movement) else None
@@ -122,6 +127,16 @@ class Masked(nn.Cell):
             taken = ops.depend(taken, ops.assign(self.score, self.rule(self.score, dense, gradient * factor)))
         return taken
 
+    def cover(self, weight: Tensor, mask: Tensor, penalty: Tensor) -> Tensor:
+        """The weight under a new mask; for movement, its other values go beneath and those that come back are there."""
+        ops.assign(self.mask, mask)
+        if self.beneath is None:
+            return weight * mask
+        dense = weight + self.beneath
+        ops.assign(self.rule.penalty, penalty)
+        ops.assign(self.beneath, dense * (1.0 - mask))
+        return dense * mask
+
     def tensors(self) -> dict[str, Parameter]:
         """All that changes, by name."""
         found = {"mask": self.mask, "score": self.score, "beneath": self.beneath}
@@ -135,15 +150,13 @@ class MaskedUpdate(nn.Cell):
     Args:
         update: called with gradients and a factor for each.
         parameters: of the optimiser, in its order.
-        masked: masks of some of them, by path.
+        masked: masks of some of them.
         order: path of each parameter.
     """
 
-    def __init__(
-        self, update: nn.Cell, parameters: Sequence[Parameter], masked: Sequence[Masked], order: Sequence[str]
-    ):
+    def __init__(self, update: nn.Cell, parameters: ParameterTuple, masked: nn.CellList, order: Sequence[str]):
         super().__init__(auto_prefix=False)
-        self.update, self.values, self.masked = update, parameters, nn.CellList(masked)
+        self.update, self.values, self.masked = update, parameters, masked
         places = {cell.path: place for place, cell in enumerate(masked)}
         self.places = tuple(places.get(path, -1) for path in order)
         self.count = len(self.places)
@@ -157,6 +170,34 @@ class MaskedUpdate(nn.Cell):
                 gradient = self.masked[self.places[i]](self.values[i], gradient, factors[i])
             taken = taken + (gradient,)
         return self.update(taken, factors)
+
+
+class _Apply(nn.Cell):
+    """Brings weights, and what goes with them, under new masks.
+
+    A compiled cell: what the host sets in a parameter, a step that has been compiled before does not see.
+
+    Args:
+        masked: masks of weights.
+        weights: these weights.
+        moments: the optimiser's two of each.
+    """
+
+    def __init__(self, masked: nn.CellList, weights: Sequence[Parameter], moments: Sequence[tuple]):
+        super().__init__(auto_prefix=False)
+        self.masked, self.weights = masked, ParameterTuple(weights)
+        self.moments1 = ParameterTuple([first for first, _ in moments])
+        self.moments2 = ParameterTuple([second for _, second in moments])
+        self.count = len(weights)
+
+    def construct(self, masks: tuple, penalties: Tensor) -> Tensor:
+        """Set masks, (outputs, inputs) of 0 and 1, and the penalties of movement's scores, one a weight."""
+        for i in range(self.count):
+            mask = masks[i]
+            ops.assign(self.weights[i], self.masked[i].cover(self.weights[i], mask, penalties[i]))
+            ops.assign(self.moments1[i], self.moments1[i] * mask)
+            ops.assign(self.moments2[i], self.moments2[i] * mask)
+        return penalties
 
 
 class Pruner:
@@ -185,18 +226,18 @@ class Pruner:
             _Part(group, group.course(steps_an_epoch, steps), cells)
             for group, cells in zip(groups, _choose(trained, groups, say), strict=True)
         ]
-        self._moments: dict[str, tuple[Parameter, Parameter]] = {}
-
-    @property
-    def masked(self) -> list[Masked]:
-        """The masks of all groups."""
-        return [cell for part in self.parts for cell in part.cells]
+        self.masked = nn.CellList([cell for part in self.parts for cell in part.cells], auto_prefix=False)
+        self.masks = {cell.path: np.ones(cell.shape, bool) for cell in self.masked}
+        """True at weights that are not pruned, by path."""
+        self._apply: _Apply | None = None
 
     def around(self, update: nn.Cell, optimizer: nn.Optimizer) -> MaskedUpdate:
-        """The update of the step, kept off what is pruned."""
+        """The update of the step, kept off what is pruned; called before anything is pruned."""
         paths = {parameter.name: path for path, parameter in self.trained.items()}
         order = [paths[parameter.name] for parameter in optimizer.parameters]
-        self._moments = dict(zip(order, zip(optimizer.moments1, optimizer.moments2, strict=True), strict=True))
+        moments = dict(zip(order, zip(optimizer.moments1, optimizer.moments2, strict=True), strict=True))
+        mine = [cell.path for cell in self.masked]
+        self._apply = _Apply(self.masked, [self.trained[path] for path in mine], [moments[path] for path in mine])
         return MaskedUpdate(update, optimizer.parameters, self.masked, order)
 
     def tensors(self) -> dict[str, Parameter]:
@@ -205,45 +246,35 @@ class Pruner:
 
     def begin(self, step: int, resumed: bool) -> None:
         """Stand at a step: after one that a checkpoint brought back, or before the first."""
-        if resumed:
-            for part in self.parts:
-                part.event = part.schedule.due(step)
-        else:
+        if not resumed:
             self.at(step)
+            return
+        self.masks = {cell.path: cell.mask.asnumpy() > 0 for cell in self.masked}
+        for part in self.parts:
+            part.event = part.schedule.due(step)
 
     def at(self, step: int) -> None:
         """Make the prunings that are due after so many steps."""
         due = [part for part in self.parts if part.schedule.due(step) != part.event]
+        if not due:
+            return
         for part in due:
             part.event = part.schedule.due(step)
-            for cell, mask in zip(part.cells, part.masks(self.trained), strict=True):
-                self._prune(cell, mask)
-        if due:
-            self.say(f"pruned at step {step}: sparsity {self.sparsity():.4f}")
+            self.masks |= part.masks(self.trained)
+        penalties = [part.penalty for part in self.parts for _ in part.cells]
+        masks = tuple(Tensor(mask.astype(np.float32)) for mask in self.masks.values())
+        self._apply(masks, Tensor(penalties, ms.float32))
+        self.say(f"pruned at step {step}: sparsity {self.sparsity():.4f}")
 
     def finished(self, step: int) -> bool:
         """Whether all prunings are behind."""
         return all(part.schedule.due(step) == part.schedule.last for part in self.parts)
 
-    def sparsities(self) -> dict[str, float]:
-        """The part of each weight of the groups that is pruned, by path."""
-        return {cell.path: 1.0 - float(cell.mask.asnumpy().mean(dtype=np.float64)) for cell in self.masked}
-
     def sparsity(self) -> float:
         """The part of all weights of the groups that is pruned."""
-        sizes = [np.prod(cell.weight_shape) for cell in self.masked]
-        return float(np.average(list(self.sparsities().values()), weights=sizes))
-
-    def _prune(self, cell: Masked, mask: np.ndarray) -> None:
-        weight = self.trained[cell.path]
-        values = weight.asnumpy()
-        if cell.beneath is not None:
-            values = values + cell.beneath.asnumpy()
-            _set(cell.beneath, values * ~mask)
-        _set(weight, values * mask)
-        _set(cell.mask, mask)
-        for moment in self._moments[cell.path]:
-            _set(moment, moment.asnumpy() * mask)
+        return 1.0 - sum(int(mask.sum()) for mask in self.masks.values()) / sum(
+            mask.size for mask in self.masks.values()
+        )
 
 
 @dataclass
@@ -255,28 +286,29 @@ class _Part:
     cells: list[Masked]
     event: int = -1
 
-    def masks(self, trained: Mapping[str, Parameter]) -> list[np.ndarray]:
-        """The masks of the event."""
+    def masks(self, trained: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
+        """The masks of the event, by path: True at weights that stay."""
         group, units = self.group, pattern(self.group.pattern)
         scores = [_scores(cell, trained) for cell in self.cells]
-        if group.criterion == "movement" and group.movement_form == "soft":
-            for cell in self.cells:
-                _set(cell.rule.penalty, np.float32(group.movement_penalty * self.schedule.progress(self.event)))
-            kept = [1.0 / (1.0 + np.exp(-score)) for score in scores]
-            return [units.mask(value, units.units(value) < group.movement_threshold) for value in kept]
         limits = self.schedule.sparsity(self.event), group.min_sparsity_per_layer, group.max_sparsity_per_layer
-        if group.scope == "global":
-            return masks(scores, units, *limits)
-        return [masks([score], units, *limits)[0] for score in scores]
+        if group.soft:
+            kept = [1.0 / (1.0 + np.exp(-score)) for score in scores]
+            found = [units.mask(value, units.units(value) < group.movement_threshold) for value in kept]
+        elif group.scope == "global":
+            found = masks(scores, units, *limits)
+        else:
+            found = [masks([score], units, *limits)[0] for score in scores]
+        return dict(zip([cell.path for cell in self.cells], found, strict=True))
+
+    @property
+    def penalty(self) -> float:
+        """The weight that soft movement's scores have in the loss from the event on."""
+        return self.group.movement_penalty * self.schedule.progress(max(self.event, 0)) if self.group.soft else 0.0
 
 
 def _scores(cell: Masked, trained: Mapping[str, Parameter]) -> np.ndarray:
     """The scores of a weight (outputs, inputs): its magnitude where none are kept."""
     return np.abs(trained[cell.path].asnumpy()) if cell.score is None else cell.score.asnumpy()
-
-
-def _set(parameter: Parameter, values: np.ndarray) -> None:
-    parameter.set_data(Tensor(np.ascontiguousarray(values, np.float32)))
 
 
 def _choose(
@@ -307,7 +339,7 @@ def _choose(
                 f"group {number + 1} of those to be pruned has no weight: include {group.include!r}, exclude "
                 f"{group.exclude!r}, pattern {group.pattern}; the weights are {', '.join([*weights][:4])} ..."
             )
-        count = sum(int(np.prod(cell.weight_shape)) for cell in cells)
+        count = sum(int(np.prod(cell.shape)) for cell in cells)
         say(
             f"{len(cells)} matrices of {count} weights: {group.pattern} to {group.target_sparsity:g} by {group.criterion}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,11 +240,11 @@ def run(
 
 def _refuse_unused(group: Any, method: str) -> None:
     """See that no flag of the other method is set."""
-    for item in fields(group):
-        if getattr(group, item.name) != item.default:
+    untouched = asdict(type(group)())
+    for name, value in asdict(group).items():
+        if value not in (untouched[name], []):  # a list that was not given is an empty one
             raise UserError(
-                f"--{item.name} {getattr(group, item.name)}: has no part in --method {method}; leave it out, or give the "
-                "other --method"
+                f"--{name} {value}: has no part in --method {method}; leave it out, or give the other --method"
             )
 
 

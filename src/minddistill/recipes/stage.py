@@ -85,8 +85,7 @@ class Stage:
         optimizer = build_optimizer(cell.trained(), self.optim, updates)
         scale = LossScale(self.step.loss_scale_value, self.step.scale_factor, self.step.scale_window)
         reducer = self.runtime.reducer(optimizer.parameters)
-        update = Update(optimizer)
-        optimise = pruner.around(update, optimizer) if pruner else update
+        optimise = pruner.around(Update(optimizer), optimizer) if pruner else None
         return optimizer, scale, build_step(cell, optimizer, scale, self.step, reducer, optimise)
 
 
