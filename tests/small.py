@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 from minddistill.__main__ import run_command
@@ -83,3 +85,21 @@ def teacher(out: Path, data: Path, encoder: Path) -> Path:
     """Train an encoder on the records; its best model directory."""
     assert command(*training(out, data, encoder)) == 0
     return out / "best"
+
+
+def stop_in_step(monkeypatch, number: int) -> None:
+    """Let SIGTERM reach a training stage in a step, counted from 0, until the patch is undone."""
+    from minddistill.train import loop
+
+    fit = loop.fit
+
+    def until(step, batches, state, **options):
+        def told(batch, last):
+            found = step(batch, last)
+            if state.step == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return found
+
+        fit(told, batches, state, **options)
+
+    monkeypatch.setattr("minddistill.recipes.stage.fit", until)

@@ -8,6 +8,7 @@ from mindspore import Parameter, Tensor, nn
 
 from minddistill.errors import UserError
 from minddistill.prune.sparse import Pruner, Sparsity
+from minddistill.train.checkpoint import Checkpoints, TrainState
 from minddistill.train.optim import OptimConfig, Update, build_optimizer
 from minddistill.train.step import LossScale, StepConfig, build_step
 
@@ -41,9 +42,9 @@ class Run:
         self.optimizer = build_optimizer(self.trained, optim, total_steps=10)
         settings = {"include": "weight", "cooldown_epochs": 0.0, "frequency": 1, "pattern": "1x1"} | settings
         self.pruner = Pruner(self.trained, [Sparsity(**settings)], 1, epochs, self.said.append)
-        scale, config = LossScale(1024.0, 2, 50), StepConfig(clip="off", accumulate=accumulate)
+        self.scale, config = LossScale(1024.0, 2, 50), StepConfig(clip="off", accumulate=accumulate)
         optimise = self.pruner.around(Update(self.optimizer), self.optimizer)
-        self.compiled = build_step(self.cell, self.optimizer, scale, config, optimise=optimise)
+        self.compiled = build_step(self.cell, self.optimizer, self.scale, config, optimise=optimise)
         self.pruner.begin(0, resumed=False)
 
     def take(self, *gradients):
@@ -52,6 +53,10 @@ class Run:
             self.step += 1
             self.pruner.at(self.step)
         return self
+
+    @property
+    def state(self):
+        return TrainState(self.trained, self.optimizer, self.scale, {}, step=self.step, more=self.pruner.tensors())
 
     def tensor(self, name):
         return self.pruner.tensors()[f"{name}/weight"].asnumpy()
@@ -104,10 +109,11 @@ def test_pruned_weights_stay_zero_through_moments_and_the_others_train_as_if_alo
 
 def test_new_masks_compile_nothing_anew():
     run = Run(1e-2, criterion="snip_momentum", start=0, end=8, target_sparsity=0.5).take(G)
-    compiled = inspect.getclosurevars(run.compiled).nonlocals["update"].compile_cache
-    before = len(compiled)
+    cells = inspect.getclosurevars(run.compiled).nonlocals["update"], run.pruner._apply
     run.take(*[G] * 8)
-    assert before == len(compiled) == 1 and len({line for line in run.said if line.startswith("pruned")}) == 9
+    assert [len(cell.compile_cache) for cell in cells] == [1, 1] and len(
+        {line for line in run.said if line.startswith("pruned")}
+    ) == 9
     assert (run.weight == 0).sum() == 4
 
 
@@ -146,6 +152,21 @@ def test_accumulated_batches_make_one_score():
     run.compiled({"x": Tensor(G)}, False)
     run.compiled({"x": Tensor(3 * G)}, True)
     np.testing.assert_allclose(run.tensor("score"), np.abs(2 * W * G), rtol=1e-6)
+
+
+def test_a_checkpoint_brings_back_masks_scores_and_values_beneath(tmp_path):
+    settings = {"criterion": "movement", "start": 1, "end": 5, "target_sparsity": 0.5, "schedule": "linear"}
+    whole = Run(1e-2, **settings).take(*[G] * 6)
+    Checkpoints(tmp_path, 1).save(Run(1e-2, **settings).take(*[G] * 3).state)
+    other = Run(1e-2, **settings)
+    Checkpoints(tmp_path, 1).newest()[0].into(other.state)
+    other.step = 3
+    other.pruner.begin(3, resumed=True)
+    assert other.pruner.sparsity() == 0.25 and (other.tensor("beneath") != 0).sum() == 2
+    other.take(*[G] * 3)
+    assert len(whole.pruner.tensors()) == 4 and other.pruner.sparsity() == 0.5
+    for name, value in whole.state.tensors().items():
+        np.testing.assert_array_equal(other.state.tensors()[name].asnumpy(), value.asnumpy(), err_msg=name)
 
 
 class Two(nn.Cell):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small import QUICK, command
+from small import QUICK, command, stop_in_step
 
 from minddistill.data.records import read_rows
 from minddistill.evaluation.evaluate import read_predictions
@@ -76,23 +76,7 @@ def test_same_command_twice_gives_the_same_bytes(student, data, teacher, tmp_pat
 
 
 def test_interrupted_run_goes_on_to_the_same_bytes(student, data, teacher, tmp_path, monkeypatch):
-    from minddistill.train import loop
-
-    fit = loop.fit
-
-    def until_step_20(step, batches, state, **options):
-        def told(batch, last):
-            found = step(batch, last)
-            if state.step == 19:
-                import os
-                import signal
-
-                os.kill(os.getpid(), signal.SIGTERM)
-            return found
-
-        fit(told, batches, state, **options)
-
-    monkeypatch.setattr("minddistill.recipes.stage.fit", until_step_20)
+    stop_in_step(monkeypatch, 19)
     assert distil(data, teacher, tmp_path) == 130
     monkeypatch.undo()
     assert distil(data, teacher, tmp_path) == 0

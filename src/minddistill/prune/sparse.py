@@ -263,7 +263,7 @@ class Pruner:
             self.masks |= part.masks(self.trained)
         penalties = [part.penalty for part in self.parts for _ in part.cells]
         masks = tuple(Tensor(mask.astype(np.float32)) for mask in self.masks.values())
-        self._apply(masks, Tensor(penalties, ms.float32))
+        self._apply(ms.mutable(masks), Tensor(penalties, ms.float32))
         self.say(f"pruned at step {step}: sparsity {self.sparsity():.4f}")
 
     def finished(self, step: int) -> bool:
