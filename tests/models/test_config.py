@@ -16,6 +16,7 @@ from minddistill.models.presets import preset
         {"family": "roberta", "type_vocab_size": 1, "pad_token_id": 1, "labels": ("score",), "regression": True},
         {"family": "distilbert", "type_vocab_size": 0},
         {"use_relative_positions": True, "max_relative_position": 3, "attention_head_size": 5},
+        {"num_attention_heads_per_layer": (4, 1, 2, 1), "intermediate_size_per_layer": (3, 64, 20, 7)},
     ],
 )
 def test_a_shape_tells_its_number_of_parameters(changes):

@@ -184,21 +184,24 @@ class Job:
         return teacher
 
     def _objective(self, student: ModelConfig, layers: str) -> nn.Cell:
-        losses, teacher = self.losses, self.teacher.config
+        losses, regression = self.losses, self.teacher.config.regression
+        parts: list[tuple[float, nn.Cell]] = [
+            (losses.label_weight, Labels(regression)),
+            (losses.soft_weight, Prediction(losses.temperature, regression=regression)),
+        ]
+        if losses.intermediate_weight:
+            parts.append((losses.intermediate_weight, self._intermediate(student, layers)))
+        return Weighted(parts)
+
+    def _intermediate(self, student: ModelConfig, layers: str) -> Intermediate:
+        teacher = self.teacher.config
         pairs = layer_map(layers, student.num_hidden_layers, teacher.num_hidden_layers)
         if student.layer_heads != tuple(teacher.layer_heads[layer] for layer in pairs.attention):
             self.log.line("heads: not as many as the teacher has; hidden states are compared, attention scores are not")
             pairs = LayerMap((), pairs.hidden)
-        fit = Same()
-        if student.hidden_size != teacher.hidden_size:
-            fit = common.fit_dense("shared", student, teacher, pairs, {}, self.run.seed)
-        return Weighted(
-            [
-                (losses.label_weight, Labels(teacher.regression)),
-                (losses.soft_weight, Prediction(losses.temperature, regression=teacher.regression)),
-                (losses.intermediate_weight, Intermediate(pairs, fit)),
-            ]
-        )
+        if student.hidden_size == teacher.hidden_size:
+            return Intermediate(pairs, Same())
+        return Intermediate(pairs, common.fit_dense("shared", student, teacher, pairs, {}, self.run.seed))
 
 
 def run(
@@ -289,7 +292,8 @@ def prepare(
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", dense.config, dense.directory, **options)
     with log.check("labels") as found:
         names = [] if train.meta.get("regression") else train.meta.get("labels", [])
-        dense, teacher = (common.align_labels(weights, names, log.line) for weights in (dense, teacher))
+        dense = common.align_labels(dense, names, log.line)
+        teacher = common.align_labels(teacher, names, log.line) if config.teacher else dense
         if not dense.config.regression:
             for rows in filter(None, (train, dev)):
                 rows.check_classes(dense.config.num_labels)
