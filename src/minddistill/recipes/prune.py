@@ -33,6 +33,9 @@ from .prune_structured import Structure, structured_stages
 from .stage import Stage, Work, open_run, run_stage
 
 
+_WORTH = 0.01  # the part of a model's parameters that must go for a smaller one to be written
+
+
 @dataclass
 class Config:
     """Pruning."""
@@ -341,7 +344,7 @@ def shrunk(job: Job, result: Path, found: dict[str, float]) -> tuple[Path, dict[
         "take as long as before on runtimes without kernels for them, MindSpore and ONNX Runtime among these"
     )
     small = structured.compact(weights)
-    if small.config.parameters == weights.config.parameters:
+    if small.config.parameters > (1 - _WORTH) * weights.config.parameters:
         return result, found
     return _derived(job, small, "compact", result, found), found
 
