@@ -32,7 +32,6 @@ from .flags import OptimFlags, RunFlags, StepFlags, step_config
 from .prune_structured import Structure, structured_stages
 from .stage import Stage, Work, open_run, run_stage
 
-
 _WORTH = 0.01  # the part of a model's parameters that must go for a smaller one to be written
 
 
