@@ -32,6 +32,8 @@ from .flags import OptimFlags, RunFlags, StepFlags, step_config
 from .prune_structured import Structure, structured_stages
 from .stage import Stage, Work, open_run, run_stage
 
+_WORTH = 0.01  # the part of a model's parameters that must go for a smaller one to be written
+
 
 @dataclass
 class Config:
@@ -340,7 +342,7 @@ def shrunk(job: Job, result: Path, found: dict[str, float]) -> tuple[Path, dict[
         "take as long as before on runtimes without kernels for them, MindSpore and ONNX Runtime among these"
     )
     small = structured.compact(weights)
-    if small.config.parameters == weights.config.parameters:
+    if small.config.parameters > (1 - _WORTH) * weights.config.parameters:
         return result, found
     return _derived(job, small, "compact", result, found), found
 

@@ -226,9 +226,8 @@ def _speedup(job: Job, target: Target) -> float:
     """How many times as fast as the dense model's ONNX graph one of the target's shape is: medians of one row."""
     dense = job.dense
     small = structured.keep_layers(dense, target.layers)
-    layers = range(len(target.layers))
-    small = structured.keep_heads(small, [np.arange(target.heads) for _ in layers])
-    small = structured.keep_neurons(small, [np.arange(target.neurons) for _ in layers])
+    small = structured.keep_heads(small, [np.arange(min(target.heads, has)) for has in small.config.layer_heads])
+    small = structured.keep_neurons(small, [np.arange(min(target.neurons, has)) for has in small.config.layer_widths])
     small = structured.keep_hidden(small, np.arange(target.hidden))
     batch = typical(job.train, 1, 0)
     with tempfile.TemporaryDirectory() as scratch:
