@@ -31,8 +31,9 @@ class CachedTeacher(nn.Cell):
 class Distiller(nn.Cell):
     """Maps a batch to the loss and its parts, named by `terms`.
 
-    The teacher is called without a step and so never drops anything out (nor does the student without one); its parameters take no gradient. Parts of
-    it that the objective does not ask for are not computed: graph mode removes them.
+    The teacher is called without a step and so never drops anything out, nor does a student without one. The
+    teacher's parameters take no gradient, and parts of it that the objective does not ask for are not computed: graph
+    mode removes them.
 
     Args:
         student: called with (batch, step, first_only); trained. `first_only` tells that the objective reads logits alone.
