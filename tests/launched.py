@@ -56,7 +56,10 @@ def msrun(count: int, logs: Path, *words: object) -> subprocess.CompletedProcess
     """Run a Python file in several processes, without the scripts; their output is in `logs`."""
     line = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num", count, "--local_worker_num", count]
     line += ["--master_port", free_port(), "--join", "True", "--log_dir", logs, *words]
-    return subprocess.run([str(word) for word in line], capture_output=True, text=True, timeout=300)
+    # msrun starts "python" from PATH, which need not be this one.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path}
+    return subprocess.run([str(word) for word in line], capture_output=True, text=True, timeout=600, env=environment)
 
 
 def rank_of(launcher: subprocess.Popen, rank: int) -> psutil.Process:
