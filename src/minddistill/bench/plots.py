@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from ..files import whole_file
 
 _INK = "#1b2430"
-_COLORS = ("#2f81d6", "#e07b39", "#2aa17a", "#9a6bd8", "#d1495b", "#8a8f98")
+_COLORS = ("#2f81d6", "#e07b39", "#2aa17a", "#9a6bd8", "#d1495b", "#8a8f98", "#b8860b", "#3bb3c3")
 _STYLE = {
     "axes.edgecolor": _INK,
     "axes.grid": True,
