@@ -135,6 +135,13 @@ def flags(groups: Sequence[Any]) -> dict[str, Any]:
     return values
 
 
+def unusual(group: Any) -> dict[str, Any]:
+    """The flags of an instance of a group that are not at their defaults."""
+    values = {item.name: (getattr(group, item.name), item.default) for item in dataclasses.fields(group)}
+    # A list that was not given is an empty one.
+    return {name: value for name, (value, default) in values.items() if value not in (default, [])}
+
+
 def numbers(text: str, name: str) -> list[int]:
     """Read "1,3,5".
 

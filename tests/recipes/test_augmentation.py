@@ -67,7 +67,7 @@ def test_masks_change_by_epoch_and_count_once(data):
     options = {"mask": 4, "special": {0, 2, 3, 4}, "vocabulary": 24, "probability": 0.3, "seed": 1}
     whole = MaskedLoader(rows, 32, **options)
     planned = next(planned for planned in whole.plan(0) if planned.real == 32)
-    first, again, next_ = (whole.masked(planned, epoch) for epoch in (0, 0, 1))
+    first, again, next_ = (whole.arrays(planned, epoch) for epoch in (0, 0, 1))
     np.testing.assert_array_equal(first["input_ids"], again["input_ids"])
     assert (first["input_ids"] != next_["input_ids"]).any()
     assert first["masked"] == first["masked_lm_weights"].sum() > 0
@@ -78,7 +78,7 @@ def test_masks_change_by_epoch_and_count_once(data):
         np.testing.assert_array_equal(plain[row, where], first["masked_lm_ids"][row, :count])
         untouched = np.setdiff1d(np.arange(plain.shape[1]), where)
         np.testing.assert_array_equal(plain[row, untouched], first["input_ids"][row, untouched])
-    halves = [MaskedLoader(rows, 16, rank=rank, size=2, **options).masked(planned, 0) for rank in (0, 1)]
+    halves = [MaskedLoader(rows, 16, rank=rank, size=2, **options).arrays(planned, 0) for rank in (0, 1)]
     np.testing.assert_array_equal(np.concatenate([half["input_ids"] for half in halves]), first["input_ids"])
     assert halves[0]["masked"] == pytest.approx(first["masked"] / 2)
 

@@ -136,7 +136,11 @@ class Loader:
             parts of the batch, over the number of ranks.
         """
         for planned in self.plan(epoch)[skip:]:
-            yield {name: Tensor(value) for name, value in self.batch(planned).items()}
+            yield {name: Tensor(value) for name, value in self.arrays(planned, epoch).items()}
+
+    def arrays(self, planned: PlannedBatch, epoch: int) -> dict[str, np.ndarray]:
+        """This rank's arrays of a batch that is planned for an epoch."""
+        return self.batch(planned)
 
     def batch(self, planned: PlannedBatch) -> dict[str, np.ndarray]:
         """This rank's arrays of a planned batch."""
@@ -168,6 +172,9 @@ class Loader:
 class MaskedLoader(Loader):
     """Batches whose words are masked, others in every epoch, for masked-language modelling.
 
+    They have besides `masked_lm_positions` and `masked_lm_ids` (B, M) int32, `masked_lm_weights` (B, M) float32 and `masked` ()
+    float32, the masked words of all ranks' parts of the batch over the number of ranks.
+
     Args:
         mask: id of [MASK].
         special: ids that are never masked.
@@ -190,14 +197,8 @@ class MaskedLoader(Loader):
         super().__init__(rows, batch_size, **options)
         self.mask, self.special, self.vocabulary, self.probability = mask, special, vocabulary, probability
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
-        """As `Loader.epoch`, with `masked_lm_positions` and `masked_lm_ids` (B, M) int32, `masked_lm_weights` (B, M) float32 and
-        `masked` () float32, the masked words of all ranks' parts of the batch over the number of ranks."""
-        for planned in self.plan(epoch)[skip:]:
-            yield {name: Tensor(value) for name, value in self.masked(planned, epoch).items()}
-
-    def masked(self, planned: PlannedBatch, epoch: int) -> dict[str, np.ndarray]:
-        """This rank's arrays of a planned batch."""
+    def arrays(self, planned: PlannedBatch, epoch: int) -> dict[str, np.ndarray]:
+        """As `Loader.arrays`, masked."""
         values, most = self.batch(planned), max(1, round(planned.length * self.probability))
         found = []
         for index, row in enumerate(values["row"]):

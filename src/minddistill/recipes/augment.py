@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from ..config import flag, parse
 from ..data import augment, records
 from ..data.glove import read_vectors
-from ..data.tasks import Example, Task, encode_label, label_table, read_examples
+from ..data.tasks import Example, Task, label_table, read_examples
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
 from ..files import checksum, model_path, require_directory
@@ -83,20 +83,12 @@ def run(config: Config) -> dict[str, Any]:
         start = index * _ROWS_A_SHARD
         part = examples[start : start + _ROWS_A_SHARD]
         generator = np.random.Generator(np.random.Philox(key=[config.seed, index]))
-        rows = _rows(
-            source_of.rows(part, generator), tokenizer, task, table, length, f"{source}: row {start + 1} or later"
-        )
+        made, place = source_of.rows(part, generator), f"{source}: row {start + 1} or later"
+        rows = prepare_task.encoded(made, tokenizer, task, table, length, lambda _, place=place: place)
         records.write_tfrecord(paths[index], rows, frozenset(["label_ids"] if task.regression else []))
         print(f"{config.split}: rows {start + 1} to {start + len(part)} of {len(examples)} augmented", flush=True)
     written = sum(sum(1 for _ in records.tfrecord_payloads(path, verify=False)) for path in paths)
-    meta = {
-        "task": task.name,
-        "tokenizer": plan["tokenizer"],
-        "vocab_size": tokenizer.get_vocab_size(),
-        "pad_id": pad_id(tokenizer),
-        "seq_length": length,
-        "regression": task.regression,
-        "metrics": list(task.metrics),
+    meta = prepare_task.description(task, tokenizer, length) | {
         "split": config.split,
         "labels": list(table.values()),
         "raw_labels": list(table),
@@ -307,19 +299,6 @@ class _Judge:
             [example for example in rows if next(scores)[place] >= self.least]
             for rows, place in zip(drawn, places, strict=True)
         ]
-
-
-def _rows(
-    examples: Iterator[Example], tokenizer: Tokenizer, task: Task, table: Mapping[str, str], length: int, where: str
-) -> Iterator[dict[str, list]]:
-    """The records of examples."""
-    pad = pad_id(tokenizer)
-    for example in examples:
-        texts = (example.text,) if example.text_pair is None else (example.text, example.text_pair)
-        encoding = tokenizer.encode(*texts)
-        row = records.padded(encoding.ids, len(encoding.ids) - sum(encoding.type_ids), length, pad)
-        row["label_ids"] = [encode_label(task, table, example.label, where)]
-        yield row
 
 
 def main(argv: list[str] | None = None) -> None:

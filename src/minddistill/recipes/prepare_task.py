@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
 
 from ..config import flag, parse
 from ..data import records
@@ -60,15 +64,7 @@ def run(config: Config) -> dict[str, dict]:
         raise UserError("--output_dir is empty; expected the directory to write records to")
     tokenizer_dir = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
     tokenizer = load_tokenizer(tokenizer_dir)
-    base = {
-        "task": task.name,
-        "tokenizer": fingerprint(tokenizer),
-        "vocab_size": tokenizer.get_vocab_size(),
-        "pad_id": pad_id(tokenizer),
-        "seq_length": length,
-        "regression": task.regression,
-        "metrics": list(task.metrics),
-    }
+    base = description(task, tokenizer, length)
     table: dict[str, str] = {}
     found = {}
     for split, path in files.items():
@@ -91,6 +87,42 @@ def run(config: Config) -> dict[str, dict]:
         _write_split(Path(config.output_dir) / split, path, examples, task, table, meta, tokenizer_dir, config)
         found[split] = meta
     return found
+
+
+def description(task: Task, tokenizer: Tokenizer, length: int) -> dict[str, Any]:
+    """What `meta.json` says of a task's records, whatever their split."""
+    return {
+        "task": task.name,
+        "tokenizer": fingerprint(tokenizer),
+        "vocab_size": tokenizer.get_vocab_size(),
+        "pad_id": pad_id(tokenizer),
+        "seq_length": length,
+        "regression": task.regression,
+        "metrics": list(task.metrics),
+    }
+
+
+def encoded(
+    examples: Iterable[Example],
+    tokenizer: Tokenizer,
+    task: Task,
+    table: Mapping[str, str],
+    length: int,
+    where: Callable[[int], str],
+) -> Iterator[dict[str, list]]:
+    """The records of examples.
+
+    Args:
+        tokenizer: that cuts texts to `length`.
+        where: the place of an example, by its number among these, for messages.
+    """
+    pad, numbered = pad_id(tokenizer), enumerate(examples)
+    while chunk := list(islice(numbered, _ROWS_A_CHUNK)):
+        texts = [e.text if e.text_pair is None else (e.text, e.text_pair) for _, e in chunk]
+        for (index, example), encoding in zip(chunk, tokenizer.encode_batch_fast(texts), strict=True):
+            row = records.padded(encoding.ids, len(encoding.ids) - sum(encoding.type_ids), length, pad)
+            row["label_ids"] = [encode_label(task, table, example.label, where(index))]
+            yield row
 
 
 def task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
@@ -157,7 +189,6 @@ def _write_split(
         table=table,
         columns=columns,
         tokenizer_dir=tokenizer_dir,
-        pad=meta["pad_id"],
     )
     ending = records.SUFFIXES[config.dataset_type][0]
     jobs = []
@@ -181,7 +212,6 @@ def _write_shard(
     table: dict[str, str],
     columns: dict,
     tokenizer_dir: Path,
-    pad: int,
 ) -> None:
     path, start, examples = job
     if path.is_file():
@@ -190,22 +220,11 @@ def _write_shard(
     length = columns["columns"]["input_ids"]["shape"][0]
     tokenizer = load_tokenizer(tokenizer_dir)
     tokenizer.enable_truncation(length, strategy="longest_first")
-
-    def rows() -> Iterator[dict[str, list]]:
-        for first in range(0, len(examples), _ROWS_A_CHUNK):
-            chunk = examples[first : first + _ROWS_A_CHUNK]
-            texts = [e.text if e.text_pair is None else (e.text, e.text_pair) for e in chunk]
-            for index, (example, encoding) in enumerate(zip(chunk, tokenizer.encode_batch_fast(texts), strict=True)):
-                where = f"{source}: row {start + first + index + 1}"
-                ids = encoding.ids
-                row = records.padded(ids, len(ids) - sum(encoding.type_ids), length, pad)
-                row["label_ids"] = [encode_label(task, table, example.label, where)]
-                yield row
-
+    rows = encoded(examples, tokenizer, task, table, length, lambda index: f"{source}: row {start + index + 1}")
     if path.suffix == ".mindrecord":
-        records.write_mindrecord(path, rows(), columns["columns"])
+        records.write_mindrecord(path, rows, columns["columns"])
     else:
-        records.write_tfrecord(path, rows(), frozenset(["label_ids"] if task.regression else []))
+        records.write_tfrecord(path, rows, frozenset(["label_ids"] if task.regression else []))
 
 
 def main(argv: list[str] | None = None) -> None:

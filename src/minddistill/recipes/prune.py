@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mindspore import nn
 
 from .. import runtime
-from ..config import changed, flag, parse
+from ..config import changed, flag, parse, unusual
 from ..data.loader import Loader
 from ..data.records import Rows
 from ..data.tokenizer import load_tokenizer
@@ -245,12 +245,8 @@ def run(
 
 def _refuse_unused(group: Any, method: str) -> None:
     """See that no flag of the other method is set."""
-    untouched = asdict(type(group)())
-    for name, value in asdict(group).items():
-        if value not in (untouched[name], []):  # a list that was not given is an empty one
-            raise UserError(
-                f"--{name} {value}: has no part in --method {method}; leave it out, or give the other --method"
-            )
+    for name, value in unusual(group).items():
+        raise UserError(f"--{name} {value}: has no part in --method {method}; leave it out, or give the other --method")
 
 
 def prepare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import runtime
 from ..bench.measure import INPUTS, Local, alternate, latency
-from ..config import flag, parse
+from ..config import flag, parse, unusual
 from ..data.loader import Loader, choose_buckets
 from ..data.records import Rows
 from ..errors import UserError
@@ -127,7 +127,10 @@ def _check_flags(config: Config, groups: Sequence[Any]) -> None:
     if config.method != "dynamic" and not config.data_dir:
         raise UserError(f"--method {config.method}: --data_dir is empty; expected records to calibrate on")
     unread = {
-        name: value for group in groups if type(group) not in _READ[config.method] for name, value in _changed(group)
+        name: value
+        for group in groups
+        if type(group) not in _READ[config.method]
+        for name, value in unusual(group).items()
     }
     unread |= {"data_dir": config.data_dir} if config.method == "dynamic" and config.data_dir else {}
     if unread:
@@ -136,12 +139,6 @@ def _check_flags(config: Config, groups: Sequence[Any]) -> None:
     path = model_path(config.model)
     if config.method == "qat" and (path / directory.ONNX_FILE).is_file():
         raise UserError(f"--method qat: {path} holds an ONNX graph; expected the model directory it was exported from")
-
-
-def _changed(group: Any) -> list[tuple[str, Any]]:
-    """The flags of a group that are not at their defaults, with their values."""
-    values = ((item, getattr(group, item.name)) for item in fields(group))
-    return [(item.name, value) for item, value in values if value != item.default]
 
 
 def _float_graph(path: Path, scratch: Path) -> tuple[Path, ModelConfig, Path]:

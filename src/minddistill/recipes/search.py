@@ -21,7 +21,9 @@ from ..bench import plots
 from ..config import flag, parse, read_yaml
 from ..errors import UserError
 from ..files import read_json, write_json, write_text
+from ..train.log import read_metrics
 from . import finetune, task_distill
+from .stage import DONE
 
 _STAGES = {"finetune": finetune, "task-distill": task_distill}
 # Of a trial that is not the best: its models and states. Its numbers stay.
@@ -58,12 +60,13 @@ def run(config: Config) -> dict[str, Any]:
     """
     from ..search.space import read_space  # Optuna is an extra
 
-    base, space = _checked(config, read_space(_file(config.space, "--space")))
+    space = read_space(_file(config.space, "--space"))
+    base = _checked(config, space)
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     helpers = _helpers(config)
     try:
-        study = _search(config, base, space, directory)
+        study = _search(config, space, directory)
         for helper in helpers:
             helper.wait()
     finally:
@@ -78,8 +81,8 @@ def _file(path: str, name: str) -> Path:
     return Path(path)
 
 
-def _checked(config: Config, space: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """The configuration's values and the space, after the command has read both ends of the space."""
+def _checked(config: Config, space: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration's values, after the command has read both ends of the space with them."""
     from ..search.space import ends
 
     if not config.output_dir:
@@ -98,7 +101,7 @@ def _checked(config: Config, space: Mapping[str, Any]) -> tuple[dict[str, Any], 
             raise UserError(f"--config {file} with --space {config.space}: {error}") from None
     if not base.get("eval_data_dir"):
         raise UserError(f"--config {file}: eval_data_dir is not in it; expected the records that trials are judged by")
-    return base, space
+    return base
 
 
 def _words(file: Path, setting: Mapping[str, Any]) -> list[str]:
@@ -110,14 +113,13 @@ def _helpers(config: Config) -> list[subprocess.Popen]:
     words = [sys.executable, "-m", "minddistill", "search", "--config", config.config, "--space", config.space]
     words += ["--command", config.command, "--trials", str(config.trials), "--prune", str(config.prune).lower()]
     words += ["--output_dir", config.output_dir, "--refit", "0"]
-    threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // config.processes, 1))}
     if config.processes > 1:
-        os.environ.update({name: os.environ.get(name, value) for name, value in threads.items()})
+        os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // config.processes, 1)))
     seeds = range(config.seed + 1, config.seed + config.processes)
     return [subprocess.Popen([*words, "--seed", str(1000 * seed)], stdout=subprocess.DEVNULL) for seed in seeds]
 
 
-def _search(config: Config, base: Mapping[str, Any], space: Mapping[str, Any], directory: Path) -> Any:
+def _search(config: Config, space: Mapping[str, Any], directory: Path) -> Any:
     from ..search import study as studies
 
     study = studies.open_study(directory / "study.db", space, config.seed, config.prune)
@@ -205,20 +207,17 @@ class _Run:
 
 def _evaluations(place: Path) -> list[tuple[int, float]]:
     """Epoch and main dev metric of each evaluation that a run has logged."""
-    file = place / "metrics.jsonl"
-    found = []
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        if line.endswith("}"):  # else it is being written
-            row = json.loads(line)
-            values = [value for name, value in row.items() if name.startswith("dev_")]
-            if values:
-                found.append((row["epoch"], values[0]))
-    return found
+    try:
+        rows = read_metrics(place)
+    except UserError:  # nothing is logged yet
+        return []
+    found = ((row["epoch"], [value for name, value in row.items() if name.startswith("dev_")]) for row in rows)
+    return [(epoch, values[0]) for epoch, values in found if values]
 
 
 def _metric(place: Path, config: Config) -> tuple[str, float]:
     """Name and value of the main dev metric of a finished run."""
-    metrics = read_json(place / "done.json", "the note of a finished stage")["metrics"]
+    metrics = read_json(place / DONE, "the note of a finished stage")["metrics"]
     if not metrics:
         raise UserError(f"--config {config.config}: nothing is evaluated; give eval_data_dir, and do_eval true")
     return next(iter(metrics.items()))
