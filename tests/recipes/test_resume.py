@@ -78,14 +78,20 @@ def test_flags_that_may_change_are_flags():
 
 def test_resume_true_wants_an_earlier_run_and_false_forgets_it(finished, tmp_path):
     place = Runtime("CPU")
-    with pytest.raises(UserError, match="holds no earlier run"):
-        open_run(RunFlags(str(tmp_path / "new"), resume=True), place)
-    open_run(RunFlags(str(finished), resume=True), place)
+    with (
+        pytest.raises(UserError, match="holds no earlier run"),
+        open_run(RunFlags(str(tmp_path / "new"), resume=True), place),
+    ):
+        pass
+    with open_run(RunFlags(str(finished), resume=True), place):
+        pass
     left = finished / "checkpoints" / ".step_00000095.safetensors.999999999.part"
     left.write_text("half")
-    open_run(RunFlags(str(finished)), place)
+    with open_run(RunFlags(str(finished)), place):
+        pass
     assert (finished / "done.json").is_file() and not left.exists()
-    open_run(RunFlags(str(finished), resume=False), place)
+    with open_run(RunFlags(str(finished), resume=False), place):
+        pass
     assert not (finished / "done.json").exists() and not list((finished / "checkpoints").iterdir())
     assert (finished / "best").is_dir()
 

@@ -29,8 +29,7 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
     run_flags.output_dir = run_flags.output_dir or str(caches)
     config.do_eval = bool(config.eval_data_dir)
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    directory, log = open_run(run_flags, place)
-    try:
+    with open_run(run_flags, place) as (directory, log):
         if not place.rank:
             dump(directory / "config.yaml", [config, learning, student, run_flags, step_flags])
         job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
@@ -46,8 +45,6 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
             store.save_outline(outline, job.teacher)
         log.line(f"Task distillation runs without the teacher: --teacher_cache {caches} (its outline is {outline})")
         return outline
-    finally:
-        log.close()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -48,13 +48,10 @@ def run(config: Config, optim: OptimFlags, run_flags: RunFlags, step_flags: Step
         UserError: flags, records or model do not go together.
     """
     place = runtime.start(config.device_target, config.device_id)
-    directory, log = open_run(run_flags, place)
-    try:
+    with open_run(run_flags, place) as (directory, log):
         result = run_stage(prepare(config, optim, run_flags, step_flags, place, directory, log))
         report.at_end(directory, log)
         return result
-    finally:
-        log.close()
 
 
 def prepare(

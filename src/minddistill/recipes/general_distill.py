@@ -65,14 +65,10 @@ def run(
     """
     run_flags.output_dir = run_flags.output_dir or config.save_ckpt_path or "runs/general_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    directory, log = open_run(run_flags, place)
-    try:
+    with open_run(run_flags, place) as (directory, log):
         result = run_stage(prepare(config, learning, student_flags, run_flags, step_flags, place, directory, log))[0]
-        if not place.rank:
-            report.at_end(directory, log)
+        report.at_end(directory, log)
         return result
-    finally:
-        log.close()
 
 
 def prepare(

@@ -59,13 +59,10 @@ def run(config: Config, learning: Learning, run_flags: RunFlags, step_flags: Ste
         UserError: flags, records or model do not go together.
     """
     place = runtime.start(config.device_target, config.device_id)
-    directory, log = open_run(run_flags, place)
-    try:
+    with open_run(run_flags, place) as (directory, log):
         result = run_stage(prepare(config, learning, run_flags, step_flags, place, directory, log))[0]
         report.at_end(directory, log)
         return result
-    finally:
-        log.close()
 
 
 def prepare(

@@ -226,9 +226,8 @@ def run(
     settings = [changed(sparsity, values, "--groups") for values in groups.groups] or [sparsity]
     place = runtime.start(config.device_target, config.device_id)
     steps = structure.directories() if config.method == "structured" else [""]
-    directory, log = open_run(run_flags, place, steps)
-    flags = [config, sparsity, groups, structure, losses, optim, run_flags, step_flags]
-    try:
+    with open_run(run_flags, place, steps) as (directory, log):
+        flags = [config, sparsity, groups, structure, losses, optim, run_flags, step_flags]
         job = prepare(config, losses, optim, run_flags, step_flags, flags, place, directory, log)
         if config.method == "sparse":
             result = run_stage(sparse_stage(job, settings))
@@ -239,8 +238,6 @@ def run(
             result = without_words(job, *result)
         report.at_end(directory, log)
         return result
-    finally:
-        log.close()
 
 
 def _refuse_unused(group: Any, method: str) -> None:

@@ -80,8 +80,7 @@ def train(
     run_dir = training.run_dir or f"{config.output_dir.rstrip('/')}-run"
     flags = RunFlags(run_dir, training.resume, calibration.seed, training.log_interval)
     place = runtime.start()
-    directory, log = open_run(flags, place)
-    try:
+    with open_run(flags, place) as (directory, log):
         student = StudentFlags(seq_length=shape.max_length)
         job = task_distill.prepare(task, learning, student, flags, step, place, directory, log)
         stage = task_distill.phase_two(job, model_path(config.model), "minddistill quantize (weights of --method qat)")
@@ -104,5 +103,3 @@ def train(
         job.forget_cache()
         report.at_end(directory, log)
         return found
-    finally:
-        log.close()

@@ -46,7 +46,10 @@ def run(config: Config) -> Path:
 
 
 def at_end(directory: Path, log: RunLog) -> None:
-    """Write the report of a run that has ended; where that fails the run is whole all the same, and a line says why."""
+    """Write the report of a run that has ended, in the process that writes; where that fails the run is whole all the
+    same, and a line says why."""
+    if log.directory is None:
+        return
     try:
         log.line(f"Report: {write(directory)}")
     except (UserError, OSError) as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,8 +236,10 @@ def _announced(step: Callable[..., tuple], log: RunLog, shapes: int) -> Callable
     return run
 
 
-def open_run(flags: RunFlags, place: runtime.Runtime, stages: Sequence[str] = ("",)) -> tuple[Path, RunLog]:
-    """Make the run directory, and its log; the first process writes them, the others print only.
+@contextmanager
+def open_run(flags: RunFlags, place: runtime.Runtime, stages: Sequence[str] = ("",)) -> Iterator[tuple[Path, RunLog]]:
+    """Make the run directory, and its log; the first process writes them, the others print only. The log is closed at
+    the end.
 
     Args:
         stages: the directories of the command's stages in the run directory, in which an earlier run is forgotten if
@@ -257,7 +260,11 @@ def open_run(flags: RunFlags, place: runtime.Runtime, stages: Sequence[str] = ("
         for stage in [directory / name for name in stages]:
             _tidy(stage, start_over=flags.resume is False)
     place.all()  # the directory is there for every process
-    return directory, RunLog(None if place.rank else directory, flags.log_interval)
+    log = RunLog(None if place.rank else directory, flags.log_interval)
+    try:
+        yield directory, log
+    finally:
+        log.close()
 
 
 def _tidy(stage: Path, start_over: bool) -> None:

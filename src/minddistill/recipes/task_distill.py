@@ -261,8 +261,7 @@ def run(
         return _evaluate(config, learning, run_flags, config.load_td1_ckpt_path, run_flags.output_dir)
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    directory, log = open_run(run_flags, place, ("phase1", ""))
-    try:
+    with open_run(run_flags, place, ("phase1", "")) as (directory, log):
         job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
         first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else run_stage(phase_one(job))[0]
         result = run_stage(phase_two(job, first))
@@ -272,8 +271,6 @@ def run(
                 _evaluate(config, learning, run_flags, str(result[0]), str(directory / "evaluation"))
             report.at_end(directory, log)
         return result
-    finally:
-        log.close()
 
 
 def prepare(
