@@ -56,11 +56,13 @@ def test_ngrams_are_masked_as_one_run():
     assert augment.masked("a b", "_", 50, generator(), p_mask=0.0, p_ngram=1.0) == []
 
 
-def test_words_of_a_kind_replace_words():
+def test_words_of_a_part_of_speech_replace_words():
+    options = {"p_mask": 0.0, "p_pos": 1.0, "p_ngram": 0.0, "tags": ["NOUN", "VERB", "NOUN", "ADV"]}
     found = augment.masked(
-        "a b c d", "_", 30, generator(), p_mask=0.0, p_replace=1.0, p_ngram=0.0, like=lambda word, _: word.upper()
+        "cat runs home fast", "_", 30, generator(), words_of={"NOUN": ["A"], "VERB": ["B"]}, **options
     )
-    assert found == ["A B c d"]  # half of four
+    assert found == ["A B home fast"]  # half of four
+    assert augment.masked("cat runs home fast", "_", 30, generator(), p_mask=0.0, p_pos=1.0, p_ngram=0.0) == []
 
 
 def test_nearest_words_are_those_of_largest_cosine():

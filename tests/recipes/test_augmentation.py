@@ -3,6 +3,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
+import spacy
 from mindspore import nn
 from small import QUICK, command
 
@@ -156,9 +157,47 @@ def test_masks_and_a_teacher_that_must_be_convinced(words, teacher, tiny_encoder
     assert 240 < len(kept) < len(every)
 
 
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    """A spaCy pipeline that knows three words and calls all others X."""
+    pipeline = spacy.blank("en")
+    rules = pipeline.add_pipe("attribute_ruler")
+    rules.add([[{}]], {"POS": "X"})
+    for word, kind in {"good": "ADJ", "bad": "ADJ", "film": "NOUN"}.items():
+        rules.add([[{"LOWER": word}]], {"POS": kind})
+    directory = tmp_path_factory.mktemp("speech") / "pipeline"
+    pipeline.to_disk(directory)
+    return directory
+
+
+def test_words_are_replaced_by_others_of_their_part_of_speech(tiny_encoder, speech, tmp_path):
+    (tmp_path / "rows.tsv").write_text("text\tlabel\ngood good good good film\tyes\nbad bad bad bad film\tno\n")
+    flags = ["--method", "mask", "--task_name", "custom", "--train_file", tmp_path / "rows.tsv", "--p_mask", "0"]
+    flags += ["--tokenizer", tiny_encoder, "--p_ngram", "0", "--p_pos", "0.5", "--pos_model", speech]
+    assert command("augment", *flags, "--output_dir", tmp_path / "out") == 0
+    lines, labels = texts(tmp_path / "out", tiny_encoder)
+    assert {word for line in lines for word in line.split()[:4]} == {"good", "bad"}
+    assert {line.split()[4] for line in lines} == {"film"}  # the only noun
+    for line, label in zip(lines, labels, strict=True):  # two of five words at most
+        assert line.split().count("good" if label == "yes" else "bad") >= 2
+    assert len(lines) > 4
+
+
+def test_several_processes_write_the_same_bytes(words, tiny_encoder, speech, tmp_path, monkeypatch):
+    monkeypatch.setattr(augment, "_ROWS_A_SHARD", 100)
+    flags = ["--method", "mask", "--tokenizer", tiny_encoder, "--pos_model", speech]
+    bytes_ = []
+    for count in ("1", "2"):
+        out = tmp_path / count
+        assert command("augment", *words, *flags, "--workers", count, "--output_dir", out) == 0
+        bytes_.append({file.name: file.read_bytes() for file in out.iterdir() if file.is_file()})
+    assert bytes_[0] == bytes_[1] and len(bytes_[0]) == 5
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
+        (["--method", "mask", "--pos_model", "absent"], "--pos_model absent: "),
         (["--mlm", ""], "expected --mlm"),
         (["--glove", "x", "--p_replace", "1.5"], "--p_replace 1.5: expected a probability"),
         (["--glove", "absent.txt"], "absent.txt"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
@@ -79,21 +80,24 @@ def masked(
     generator: np.random.Generator,
     *,
     p_mask: float = 0.1,
-    p_replace: float = 0.1,
+    p_pos: float = 0.1,
     p_ngram: float = 0.25,
     longest: int = 5,
-    like: Callable[[str, np.random.Generator], str | None] | None = None,
+    tags: Sequence[str] = (),
+    words_of: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[str]:
-    """Sentences with words masked, replaced by others of their kind, and n-grams masked; at most half of the words.
+    """Sentences with words masked, replaced by others of their part of speech, and n-grams masked; at most half of the
+    words.
 
     The sampler of Tang et al. 2019 (arXiv 1903.12136, section 3.3) for students of other kinds than their teacher.
 
     Args:
         mask: what stands for a masked word.
         p_mask: probability that a word is masked.
-        p_replace: that it is replaced by what `like` gives for it.
+        p_pos: that it is replaced by a word of the same part of speech, where `tags` tells it.
         p_ngram: that an n-gram of 1 to `longest` words is masked, in a sentence of more than two words.
-        like: a word of the same kind as one; None replaces nothing.
+        tags: part of speech of each word of `text.split()`; empty replaces nothing.
+        words_of: the words of each part of speech.
     """
     original = text.split()
     room = len(original) // 2
@@ -105,10 +109,9 @@ def masked(
                 break
             if draw < p_mask:
                 words[place], changed = mask, changed + 1
-            elif like is not None and draw < p_mask + p_replace:
-                other = like(words[place], generator)
-                if other is not None:
-                    words[place], changed = other, changed + 1
+            elif tags and draw < p_mask + p_pos:
+                choices = words_of[tags[place]]
+                words[place], changed = choices[int(generator.integers(len(choices)))], changed + 1
         if len(words) > 2 and generator.random() < p_ngram:
             size = int(generator.integers(1, longest + 1))
             if size <= room - changed:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +15,12 @@ from tokenizers import Tokenizer
 from ..config import flag, parse
 from ..data import augment, records
 from ..data.glove import read_vectors
+from ..data.speech import Tagger
 from ..data.tasks import Example, Task, label_table, read_examples
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
 from ..files import checksum, model_path, require_directory
+from ..workers import worker_pool
 from . import prepare_task
 from .resume import begin_records
 
@@ -40,12 +44,17 @@ class Config(prepare_task.Config):
     candidates: int = flag(15, "tinybert: words that may stand for one")
     masks_together: int = flag(0, "tinybert: words masked in one forward; 0 for all of a sentence, 1 for one at a time")
     p_mask: float = flag(0.1, "mask: probability that a word is masked")
+    p_pos: float = flag(
+        0.1, "mask: probability that a word is replaced by another of its part of speech; needs --pos_model"
+    )
+    pos_model: str = flag("", "mask: spaCy pipeline that tells parts of speech, by package name or directory")
     p_ngram: float = flag(0.25, "mask: probability that an n-gram is masked")
     longest_ngram: int = flag(5, "mask: words of an n-gram, at most")
     mask_token: str = flag("", "mask: what stands for a masked word; the tokenizer's own by default")
     teacher: str = flag("", "classifier that an augmented row must convince; empty takes all rows")
     confidence: float = flag(0.5, "score of the row's label that the teacher must give it")
     batch_size: int = flag(64, "sentences that the models read together")
+    workers: int = flag(1, "processes, each with models of its own; 0 takes one a core")
     seed: int = flag(42, "of what is drawn")
 
 
@@ -66,7 +75,6 @@ def run(config: Config) -> dict[str, Any]:
     tokenizer_dir = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
     tokenizer = load_tokenizer(tokenizer_dir)
     length = config.max_seq_length or task.max_length
-    tokenizer.enable_truncation(length, strategy="longest_first")
     examples = list(read_examples(source, task, config.split))
     table = {} if task.regression else label_table(task, (example.label or "" for example in examples))
     directory, plan = Path(config.output_dir), _plan(config, source, tokenizer)
@@ -75,19 +83,23 @@ def run(config: Config) -> dict[str, Any]:
         print(f"{config.split}: finished before, {finished['rows']} rows in {directory}")
         return finished
     count = -(-len(examples) // _ROWS_A_SHARD)
-    # Models and vectors are read for shards that are missing only.
-    paths = [directory / f"{config.split}-{i:05d}-of-{count:05d}.tfrecord" for i in range(count)]
-    missing = [index for index, path in enumerate(paths) if not path.is_file()]
-    source_of = _Source(config, task, tokenizer, table) if missing else None
-    for index in missing:
-        start = index * _ROWS_A_SHARD
-        part = examples[start : start + _ROWS_A_SHARD]
-        generator = np.random.Generator(np.random.Philox(key=[config.seed, index]))
-        made, place = source_of.rows(part, generator), f"{source}: row {start + 1} or later"
-        rows = prepare_task.encoded(made, tokenizer, task, table, length, lambda _, place=place: place)
-        records.write_tfrecord(paths[index], rows, frozenset(["label_ids"] if task.regression else []))
-        print(f"{config.split}: rows {start + 1} to {start + len(part)} of {len(examples)} augmented", flush=True)
-    written = sum(sum(1 for _ in records.tfrecord_payloads(path, verify=False)) for path in paths)
+    shards = [
+        _Shard(
+            directory / f"{config.split}-{i:05d}-of-{count:05d}.tfrecord",
+            i,
+            start,
+            examples[start : start + _ROWS_A_SHARD],
+        )
+        for i, start in enumerate(range(0, len(examples), _ROWS_A_SHARD))
+    ]
+    missing = [shard for shard in shards if not shard.path.is_file()]
+    if missing:
+        kinds = _words_of_kinds(config, examples)
+        make = partial(_Source, config, source, task, table, tokenizer_dir, length, kinds)
+        for shard in _written(missing, make, config.workers or os.cpu_count() or 1):
+            last = shard.start + len(shard.examples)
+            print(f"{config.split}: rows {shard.start + 1} to {last} of {len(examples)} augmented", flush=True)
+    written = sum(sum(1 for _ in records.tfrecord_payloads(path, verify=False)) for path in [s.path for s in shards])
     meta = prepare_task.description(task, tokenizer, length) | {
         "split": config.split,
         "labels": list(table.values()),
@@ -115,7 +127,7 @@ def _check(config: Config) -> None:
             f"--method {config.method}: expected --mlm (a model directory with a masked-LM head; minddistill pretrain-mlm "
             "makes one), --glove (word vectors), or both"
         )
-    for name in ("p_replace", "p_mask", "p_ngram", "confidence"):
+    for name in ("p_replace", "p_mask", "p_pos", "p_ngram", "confidence"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"--{name} {getattr(config, name)}: expected a probability, 0 to 1")
     for name in ("candidates", "longest_ngram", "batch_size"):
@@ -133,16 +145,80 @@ def _plan(config: Config, source: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     return plan | {"tokenizer": fingerprint(tokenizer), "files": files}
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """A file of records, and the rows of the original text, counted from 0, that go into it."""
+
+    path: Path
+    index: int
+    start: int
+    examples: list[Example]
+
+
+def _written(shards: list[_Shard], make: Callable[[], _Source], workers: int) -> Iterator[_Shard]:
+    """Write shards, in several processes where asked to; gives each when it is there, in their order."""
+    if workers == 1 or len(shards) == 1:
+        source = make()
+        for shard in shards:
+            source.write(shard)
+            yield shard
+        return
+    count = min(workers, len(shards))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    with worker_pool(count, "spawn") as pool:
+        for shard, _ in zip(shards, pool.map(partial(_write, make), shards), strict=True):
+            yield shard
+
+
+_sources: list[_Source] = []  # of this process, once it has made one
+
+
+def _write(make: Callable[[], _Source], shard: _Shard) -> None:
+    if not _sources:
+        _sources.append(make())
+    _sources[0].write(shard)
+
+
+def _words_of_kinds(config: Config, examples: Sequence[Example]) -> dict[str, list[str]]:
+    """The words of each part of speech in the data set, as often as they occur; none without `--pos_model`."""
+    found: dict[str, list[str]] = {}
+    if config.pos_model:
+        texts = [text for e in examples for text in (e.text, e.text_pair) if text is not None]
+        for text, tags in zip(texts, Tagger(config.pos_model).tags(texts), strict=True):
+            for word, tag in zip(text.split(), tags, strict=True):
+                found.setdefault(tag, []).append(word)
+    return found
+
+
 class _Source:
     """Makes rows: each of the original, and behind it those drawn from it."""
 
-    def __init__(self, config: Config, task: Task, tokenizer: Tokenizer, table: Mapping[str, str]):
-        self.config, self.table = config, table
+    def __init__(
+        self,
+        config: Config,
+        source: Path,
+        task: Task,
+        table: Mapping[str, str],
+        tokenizer_dir: Path,
+        length: int,
+        kinds: Mapping[str, Sequence[str]],
+    ):
+        self.config, self.source, self.task, self.table, self.kinds = config, source, task, table, kinds
+        self.length, self.tokenizer = length, load_tokenizer(tokenizer_dir)
+        self.tokenizer.enable_truncation(length, strategy="longest_first")
         self.times = config.times or augment.TIMES.get(task.name, augment.DEFAULT_TIMES)
         self.vectors = read_vectors(Path(config.glove)) if config.glove else None
         self.mlm = _Mlm(config) if config.mlm and config.method != "mask" else None
-        self.mask = config.mask_token or tokenizer.id_to_token(special_id(tokenizer, "[MASK]", "<mask>"))
+        self.mask = config.mask_token or self.tokenizer.id_to_token(special_id(self.tokenizer, "[MASK]", "<mask>"))
+        self.tagger = Tagger(config.pos_model) if kinds else None
         self.judge = _Judge(config, task) if config.teacher else None
+
+    def write(self, shard: _Shard) -> None:
+        """Write a shard; what is drawn depends on the seed and the shard alone."""
+        generator = np.random.Generator(np.random.Philox(key=[self.config.seed, shard.index]))
+        made, place = self.rows(shard.examples, generator), f"{self.source}: row {shard.start + 1} or later"
+        rows = prepare_task.encoded(made, self.tokenizer, self.task, self.table, self.length, lambda _: place)
+        records.write_tfrecord(shard.path, rows, frozenset(["label_ids"] if self.task.regression else []))
 
     def rows(self, examples: Sequence[Example], generator: np.random.Generator) -> Iterator[Example]:
         """The rows of some examples, in their order."""
@@ -173,9 +249,16 @@ class _Source:
             for place, (query, words) in enumerate(zip(queries, self._candidates(queries), strict=True)):
                 found[place] += augment.replaced(query, words, config.p_replace, self.times, generator)
         if config.method != "tinybert":
-            options = {"p_mask": config.p_mask, "p_ngram": config.p_ngram, "longest": config.longest_ngram}
-            for place, text in enumerate(texts):
-                found[place] += augment.masked(text, self.mask, self.times, generator, p_replace=0.0, **options)
+            options = {
+                "p_mask": config.p_mask,
+                "p_pos": config.p_pos,
+                "p_ngram": config.p_ngram,
+                "longest": config.longest_ngram,
+                "words_of": self.kinds,
+            }
+            tags = self.tagger.tags(texts) if self.tagger else [()] * len(texts)
+            for place, (text, kinds) in enumerate(zip(texts, tags, strict=True)):
+                found[place] += augment.masked(text, self.mask, self.times, generator, tags=kinds, **options)
         return found
 
     def _candidates(self, queries: Sequence[augment.Query]) -> list[dict[int, list[str]]]:

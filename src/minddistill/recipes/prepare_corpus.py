@@ -18,6 +18,7 @@ from ..data.corpus import chunks, corpus_files, fill_segments, mask_tokens, sent
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
 from ..files import checksum, model_path, read_json, require_directory, whole_file, write_json
+from ..workers import worker_pool
 from .resume import begin_records
 
 _CHUNK_CHARACTERS = 1_000_000
@@ -65,7 +66,7 @@ def run(config: Config) -> dict:
     if meta:
         print(f"{out}: finished before, {meta['rows']} rows")
         return meta
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         counts, again = _tokenize(pool, files, config, directory, out / records.WORK)
         shards = max(-(-sum(counts) // _ROWS_A_SHARD), min(begun_with, sum(counts)))
         return _write_shards(pool, counts, shards, config, directory, out, plan, again)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -19,6 +18,7 @@ from ..data.tasks import CUSTOM, Example, Task, encode_label, label_table, read_
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id
 from ..errors import UserError
 from ..files import checksum, model_path, require_directory
+from ..workers import worker_pool
 from .resume import begin_records
 
 _ROWS_A_SHARD = 20_000
@@ -199,7 +199,7 @@ def _write_split(
         for job in jobs:
             make(job)
     else:
-        with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
+        with worker_pool(min(workers, len(jobs))) as pool:
             list(pool.map(make, jobs))
     records.finish_directory(directory, columns, meta | {"plan": plan})
     print(f"{meta['split']}: {meta['rows']} rows of {source} in {directory}")
