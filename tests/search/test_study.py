@@ -82,3 +82,13 @@ def test_another_space_and_a_file_that_is_no_study_are_refused(opened, tmp_path)
     (tmp_path / "study.db").write_text("not a database, but long enough to be taken for the header of one" * 3)
     with pytest.raises(UserError, match="expected a study of an earlier search"):
         opened()
+
+
+def test_what_a_killed_process_left_is_run_by_another(opened, monkeypatch):
+    monkeypatch.setattr(studies, "_BEAT", 1)
+    study = opened()
+    left = study.ask(SPACE)
+    study._storage.record_heartbeat(left._trial_id)
+    drawn = []
+    studies.optimize(opened(), SPACE, 2, lambda trial, setting: drawn.append(setting) or hill(trial, setting))
+    assert len(studies.ended(opened())) == 2 and left.params in drawn

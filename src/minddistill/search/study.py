@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..errors import UserError
 
 _BEAT = 30  # seconds between a running trial's signs of life; after four without, it is taken up by others
+_LOOK = 1.0  # seconds between two looks at trials that others run
 _SPACE = "space"
 
 
@@ -93,8 +95,18 @@ def optimize(
             study.enqueue_trial(setting)
             raise Interrupted from None
 
-    while sum(map(_counts, study.get_trials(deepcopy=False))) < trials:
-        study.optimize(objective, n_trials=1, catch=(Refused,))
+    while len(ended(study)) < trials:
+        _fail_stale(study)
+        if sum(map(_counts, study.get_trials(deepcopy=False))) < trials:
+            study.optimize(objective, n_trials=1, catch=(Refused,))
+        else:  # others run the last ones; what a killed process left is taken up once its signs of life are too old
+            time.sleep(_LOOK)
+
+
+def _fail_stale(study: optuna.Study) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
 
 
 def _counts(trial: FrozenTrial) -> bool:
