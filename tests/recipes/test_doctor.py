@@ -50,6 +50,16 @@ def test_all_is_well(config, tmp_path, capsys, offline):
     assert not (tmp_path / "run").exists()
 
 
+def test_pruning_is_known_by_its_flags(teacher, data, tmp_path, capsys, offline):
+    flags = ["--model", teacher, "--train_data_dir", data / "train", "--output_dir", tmp_path / "run"]
+    assert command("doctor", *flags, "--pattern", "2:4", "--target_sparsity", "0.5") == 0
+    assert {"teacher", "labels", "memory"} <= set(table(capsys.readouterr().out))
+    assert command("doctor", "prune", *flags, "--method", "structured", "--target_num_heads", "64") == 2
+    assert "--target_num_heads 64: the model has" in capsys.readouterr().out
+    assert command("doctor", "prune", *flags, "--target_num_heads", "1") == 2
+    assert "--target_num_heads 1: has no part in --method sparse" in capsys.readouterr().out
+
+
 def test_task_distillation_shows_layers_heads_and_cache(config, data, tiny_encoder, tmp_path, capsys, offline):
     student = tmp_path / "student"
     flags = ["--load_teacher_ckpt_path", tiny_encoder, "--train_data_dir", data / "train", "--do_eval", "false"]

@@ -18,9 +18,12 @@ from .. import native, runtime
 from ..config import config_files, parse, read_yaml
 from ..errors import UserError
 from ..train.log import RunLog
-from . import finetune, general_distill, task_distill
+from . import finetune, general_distill, pretrain_mlm, prune, task_distill
 
-STAGES = {"finetune": finetune, "general-distill": general_distill, "task-distill": task_distill}
+_GUESSED = {"finetune": finetune, "general-distill": general_distill, "task-distill": task_distill}
+# Many configurations of the above are possible ones of these too: they are meant where none of the above fits.
+_OTHERS = {"pretrain-mlm": pretrain_mlm, "prune": prune}
+STAGES = _GUESSED | _OTHERS
 _STYLES = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 
@@ -109,7 +112,10 @@ def _stage_of(argv: list[str]) -> tuple[str, list[str]]:
     keys = {word[2:].split("=")[0] for word in argv if word.startswith("--")} - {"config"}
     for file in config_files(argv):
         keys |= set(map(str, read_yaml(file)))
-    fitting = [name for name, module in STAGES.items() if keys <= _names(module.GROUPS)]
+    for stages in (_GUESSED, _OTHERS):
+        fitting = [name for name, module in stages.items() if keys <= _names(module.GROUPS)]
+        if fitting:
+            break
     if len(fitting) != 1:
         which = "fit several stages" if fitting else "fit no stage"
         raise UserError(f"the flags and keys {which}; name it: minddistill doctor {'|'.join(STAGES)} --config FILE")

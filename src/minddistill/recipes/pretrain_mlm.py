@@ -154,6 +154,7 @@ def prepare(
 
 
 GROUPS = [Config, Learning, RunFlags, StepFlags]
+examine = prepare  # all that `minddistill doctor` looks at
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -29,7 +29,7 @@ from ..train.log import RunLog
 from . import common, report
 from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
-from .prune_structured import Structure, structured_stages
+from .prune_structured import Structure, structured_stages, target_of
 from .stage import Stage, Work, open_run, run_stage
 
 _WORTH = 0.01  # the part of a model's parameters that must go for a smaller one to be written
@@ -221,9 +221,7 @@ def run(
     Raises:
         UserError: flags, records and models do not go together.
     """
-    for group in (sparsity, groups) if config.method == "structured" else (structure,):
-        _refuse_unused(group, config.method)
-    settings = [changed(sparsity, values, "--groups") for values in groups.groups] or [sparsity]
+    settings = _settings(config, sparsity, groups, structure)
     place = runtime.start(config.device_target, config.device_id)
     steps = structure.directories() if config.method == "structured" else [""]
     with open_run(run_flags, place, steps) as (directory, log):
@@ -240,10 +238,14 @@ def run(
         return result
 
 
-def _refuse_unused(group: Any, method: str) -> None:
-    """See that no flag of the other method is set."""
-    for name, value in unusual(group).items():
-        raise UserError(f"--{name} {value}: has no part in --method {method}; leave it out, or give the other --method")
+def _settings(config: Config, sparsity: Sparsity, groups: Groups, structure: Structure) -> list[Sparsity]:
+    """The flags of each group of weights; see that none of the other method is set."""
+    for group in (sparsity, groups) if config.method == "structured" else (structure,):
+        for name, value in unusual(group).items():
+            raise UserError(
+                f"--{name} {value}: has no part in --method {config.method}; leave it out, or give the other --method"
+            )
+    return [changed(sparsity, values, "--groups") for values in groups.groups] or [sparsity]
 
 
 def prepare(
@@ -372,6 +374,31 @@ def _derived(
     before, after = record["parameters"], store.read_record(directory)["parameters"]
     job.log.line(f"{directory}: the same model with {after} parameters, {after / before:.3f} of those of {source}")
     return directory
+
+
+def examine(
+    config: Config,
+    sparsity: Sparsity,
+    groups: Groups,
+    structure: Structure,
+    losses: Losses,
+    optim: OptimFlags,
+    run_flags: RunFlags,
+    step_flags: StepFlags,
+    place: runtime.Runtime,
+    directory: Path,
+    log: RunLog,
+) -> Job:
+    """All that `minddistill doctor` looks at: what `run` does before its first stage is built.
+
+    Raises:
+        UserError: flags, records and models do not go together.
+    """
+    _settings(config, sparsity, groups, structure)
+    job = prepare(config, losses, optim, run_flags, step_flags, [], place, directory, log)
+    if config.method == "structured":
+        target_of(structure, job.dense.config)
+    return job
 
 
 GROUPS = [Config, Sparsity, Groups, Structure, Losses, OptimFlags, RunFlags, StepFlags]
