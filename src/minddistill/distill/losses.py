@@ -115,6 +115,19 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, wei
     return (product * weight).sum() / (student.shape[-1] * rows)
 
 
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float, weight: Tensor, rows: Tensor) -> Tensor:
+    """T^2 KL(softmax(z_T / T) || softmax(z_S / T)), averaged over rows (Hinton et al., arXiv 1503.02531).
+
+    The square keeps the gradients of one size whatever T is, so that it need not move the weight of the labels.
+
+    Args:
+        student, teacher: (B, C) logits.
+    """
+    target = ops.log_softmax(ops.stop_gradient(teacher) / temperature, -1)
+    per_row = (ops.exp(target) * (target - ops.log_softmax(student / temperature, -1))).sum(-1)
+    return temperature**2 * (per_row * weight).sum() / rows
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     """Cross-entropy with class labels (B,), averaged over rows; logits (B, C)."""
     target = ops.one_hot(labels, logits.shape[-1], Tensor(1.0, ms.float32), Tensor(0.0, ms.float32))

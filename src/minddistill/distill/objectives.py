@@ -156,6 +156,33 @@ class Labels(nn.Cell):
         return loss, (loss,)
 
 
+class SoftLabels(nn.Cell):
+    """The teacher's predictions alone, softened: T^2 KL(teacher || student) (Hinton et al., arXiv 1503.02531).
+
+    Args:
+        temperature: T of both softmaxes.
+        regression: squared error against the teacher's output in place of it, at any temperature.
+    """
+
+    needs_head, logits_only = True, True
+    terms = ("soft_loss",)
+
+    def __init__(self, temperature: float = 1.0, regression: bool = False):
+        super().__init__()
+        if temperature <= 0:
+            raise UserError(f"--temperature {temperature}: expected a positive number")
+        self.temperature, self.regression = temperature, regression
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        weight, rows = batch["weight"], batch["rows"]
+        if self.regression:
+            output = ops.stop_gradient(teacher["logits"]).reshape(-1)
+            loss = losses.squared_error(student["logits"], output, weight, rows)
+        else:
+            loss = losses.softened_kl(student["logits"], teacher["logits"], self.temperature, weight, rows)
+        return loss, (loss,)
+
+
 class MaskedLM(nn.Cell):
     """The masked words alone: masked-language modelling (BERT, arXiv 1810.04805, section 3.1).
 
@@ -199,6 +226,17 @@ class Weighted(nn.Cell):
             total = total + self.weights[i] * loss
             terms = terms + found
         return total, terms
+
+
+def logits(alpha: float, temperature: float, regression: bool = False) -> Weighted:
+    """Labels and the teacher's predictions: alpha CE + (1 - alpha) T^2 KL(teacher || student), at temperature T.
+
+    Raises:
+        UserError: alpha is not in 0 to 1, or the temperature not above 0.
+    """
+    if not 0 <= alpha <= 1:
+        raise UserError(f"--alpha {alpha}: expected a number from 0 (the teacher alone) to 1 (the labels alone)")
+    return Weighted([(alpha, Labels(regression)), (1 - alpha, SoftLabels(temperature, regression))])
 
 
 def check_heads(layers: LayerMap, student_heads: int, teacher_heads: int) -> None:
