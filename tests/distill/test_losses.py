@@ -7,7 +7,7 @@ from mindspore import Tensor
 
 from minddistill.distill import losses
 from minddistill.distill.layer_map import layer_map
-from minddistill.distill.objectives import FitDense, Intermediate, Prediction, check_heads, logits
+from minddistill.distill.objectives import FitDense, HiddenStates, Intermediate, Prediction, Same, check_heads, logits
 from minddistill.errors import UserError
 
 
@@ -47,6 +47,27 @@ def test_hidden_mse_by_hand():
     assert float(losses.hidden_mse_reference(student, teacher, ONE, tensor(1.0)).asnumpy()) == pytest.approx(
         (1 + 4 + 16) / 4
     )
+
+
+def test_hidden_cosine_by_hand():
+    # Cosines 1 / sqrt(2) and -1; the third position is padding, the second row only fills the batch.
+    student = tensor([[[1.0, 1.0], [2.0, 0.0], [0.0, 0.0]], [[1.0, 0.0]] * 3])
+    teacher = tensor([[[3.0, 0.0], [-5.0, 0.0], [9.0, 9.0]], [[0.0, 1.0]] * 3])
+    mask = Tensor(np.array([[1, 1, 0], [1, 1, 1]], np.int32))
+    found = losses.hidden_cosine(student, teacher, mask, tensor([1.0, 0.0]), tensor(2.0))
+    assert float(found.asnumpy()) == pytest.approx(((1 - 0.5**0.5) + 2) / 2, rel=1e-5)
+
+
+def test_hidden_states_at_the_ends_alone():
+    generator = np.random.default_rng(1)
+    student, teacher = generator.standard_normal((2, 4, 1, 2, 3)).astype(np.float32)
+    batch = {"input_mask": Tensor(np.ones((1, 2), np.int32)), "weight": ONE, "rows": tensor(1.0), "tokens": tensor(2.0)}
+    pairs = layer_map("0,1,2", 3, 4).ends()
+    assert pairs.hidden_pairs == ((0, 0), (3, 3)) and pairs.kept().hidden_pairs == ((0, 0), (3, 1))
+    states = [{"hidden": tuple(map(Tensor, values))} for values in (student, teacher)]
+    loss, _ = HiddenStates(pairs, Same())(*map(ms.mutable, (batch, *states)))
+    expected = sum(((student[i] - teacher[i]) ** 2).mean() for i in (0, 3))
+    assert float(loss.asnumpy()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_attention_mse_by_hand():

@@ -15,6 +15,7 @@ from .. import native
 
 # Scores at or below this are those of masked keys; the original code sets them to zero on both sides.
 _MASKED_BELOW = -100.0
+_TINY = 1e-12  # keeps the cosine's gradient finite where a hidden state is zero
 
 
 class SquaredDistance(nn.Cell):
@@ -81,6 +82,21 @@ class HiddenMSE(nn.Cell):
         """Compare hidden states (B, S, H); mask (B, S) int32, 1 at real positions; weight (B,)."""
         rows = mask.astype(ms.float32) * weight.reshape(-1, 1)
         return self.distance(student, teacher, rows, None) / (student.shape[-1] * tokens)
+
+
+def hidden_cosine(student: Tensor, teacher: Tensor, mask: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+    """1 - cosine of hidden states, averaged over real positions (DistilBERT, arXiv 1910.01108, section 3).
+
+    Args:
+        student, teacher: (B, S, H).
+        mask: (B, S) int32, 1 at real positions.
+        weight: (B,).
+    """
+    teacher = ops.stop_gradient(teacher)
+    squares = (student * student).sum(-1) * (teacher * teacher).sum(-1)
+    cosine = (student * teacher).sum(-1) / ops.sqrt(squares + _TINY)
+    rows = mask.astype(ms.float32) * weight.reshape(-1, 1)
+    return ((1.0 - cosine) * rows).sum() / tokens
 
 
 def attention_mse_reference(student: Tensor, teacher: Tensor, weight: Tensor, rows: Tensor) -> Tensor:

@@ -60,49 +60,74 @@ class Same(nn.Cell):
         return hidden.astype(ms.float32)
 
 
-class Intermediate(nn.Cell):
-    """Attention scores and hidden states, embeddings included: general distillation and task phase 1.
+class AttentionScores(nn.Cell):
+    """Attention scores, layer by layer: the sum over layers of their squared distance (TinyBERT eq. 7).
 
-    Loss = sum over layers of the attention MSE + sum over embedding and layers of the hidden MSE, all weights 1
-    (TinyBERT eq. 7 to 9).
+    Args:
+        layers: the layer map.
+        mode: "masked" or "reference".
+    """
+
+    needs_head, logits_only = False, False
+    terms = ("attention_loss",)
+
+    def __init__(self, layers: LayerMap, mode: str = "masked"):
+        super().__init__()
+        self.pairs = tuple(enumerate(layers.attention))
+        self.reference = mode == "reference"
+        self.mse = losses.AttentionMSE()
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        total = Tensor(0.0, ms.float32)
+        for mine, theirs in self.pairs:
+            total = total + self.loss(student["attentions"][mine], teacher["attentions"][theirs], batch)
+        return total, (total,)
+
+    def loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
+        if self.reference:
+            return losses.attention_mse_reference(student, teacher, batch["weight"], batch["rows"])
+        return self.mse(student, teacher, batch["input_mask"], batch["weight"], batch["pairs"])
+
+
+class HiddenStates(nn.Cell):
+    """Hidden states, the embedding output among them: the sum over the pairs of the map of their distance.
 
     Args:
         layers: the layer map.
         fit: projection of the student's hidden states, `FitDense` or `Same`.
         mode: "masked" or "reference".
+        distance: "mse" (TinyBERT eq. 8 and 9) or "cosine" (DistilBERT), which is masked always.
+
+    Raises:
+        UserError: cosine is asked for in mode "reference".
     """
 
     needs_head, logits_only = False, False
-    terms = ("attention_loss", "hidden_loss")
+    terms = ("hidden_loss",)
 
-    def __init__(self, layers: LayerMap, fit: FitDense | Same, mode: str = "masked"):
+    def __init__(self, layers: LayerMap, fit: FitDense | Same, mode: str = "masked", distance: str = "mse"):
         super().__init__()
-        self.layers, self.fit = layers, fit
-        self.attention_pairs = tuple(enumerate(layers.attention))
-        self.hidden_pairs = tuple(enumerate(layers.hidden))
-        self.reference = mode == "reference"
-        self.attention_mse, self.hidden_mse = losses.AttentionMSE(), losses.HiddenMSE()
+        self.pairs, self.fit = tuple(enumerate(layers.hidden_pairs)), fit
+        self.reference, self.cosine = mode == "reference", distance == "cosine"
+        if self.reference and self.cosine:
+            raise UserError(
+                "--loss_mode reference: is the squared error over the padded block; --state_loss cosine wants masked"
+            )
+        self.mse = losses.HiddenMSE()
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        attention = Tensor(0.0, ms.float32)
-        for mine, theirs in self.attention_pairs:
-            pair = student["attentions"][mine], teacher["attentions"][theirs]
-            attention = attention + self.attention_loss(pair[0], pair[1], batch)
-        hidden = Tensor(0.0, ms.float32)
-        for mine, theirs in self.hidden_pairs:
-            projected = self.fit(student["hidden"][mine], mine)
-            hidden = hidden + self.hidden_loss(projected, teacher["hidden"][theirs].astype(ms.float32), batch)
-        return attention + hidden, (attention, hidden)
+        total = Tensor(0.0, ms.float32)
+        for place, (mine, theirs) in self.pairs:
+            projected = self.fit(student["hidden"][mine], place)
+            total = total + self.loss(projected, teacher["hidden"][theirs].astype(ms.float32), batch)
+        return total, (total,)
 
-    def attention_loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
-        if self.reference:
-            return losses.attention_mse_reference(student, teacher, batch["weight"], batch["rows"])
-        return self.attention_mse(student, teacher, batch["input_mask"], batch["weight"], batch["pairs"])
-
-    def hidden_loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
+    def loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
         if self.reference:
             return losses.hidden_mse_reference(student, teacher, batch["weight"], batch["rows"])
-        return self.hidden_mse(student, teacher, batch["input_mask"], batch["weight"], batch["tokens"])
+        if self.cosine:
+            return losses.hidden_cosine(student, teacher, batch["input_mask"], batch["weight"], batch["tokens"])
+        return self.mse(student, teacher, batch["input_mask"], batch["weight"], batch["tokens"])
 
 
 class Prediction(nn.Cell):
@@ -226,6 +251,21 @@ class Weighted(nn.Cell):
             total = total + self.weights[i] * loss
             terms = terms + found
         return total, terms
+
+
+class Intermediate(Weighted):
+    """Attention scores and hidden states, embeddings included: general distillation and task phase 1.
+
+    Loss = sum over layers of the attention MSE + sum over embedding and layers of the hidden MSE, all weights 1
+    (TinyBERT eq. 7 to 9). A map without attentions compares hidden states alone.
+
+    Args:
+        layers, fit, mode: as for `HiddenStates`.
+    """
+
+    def __init__(self, layers: LayerMap, fit: FitDense | Same, mode: str = "masked"):
+        attention, hidden = AttentionScores(layers, mode), HiddenStates(layers, fit, mode)
+        super().__init__([(float(bool(layers.attention)), attention), (1.0, hidden)])
 
 
 def logits(alpha: float, temperature: float, regression: bool = False) -> Weighted:

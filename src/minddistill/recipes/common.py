@@ -15,7 +15,7 @@ from ..data.loader import Loader, check_buckets, choose_buckets
 from ..data.records import Rows, read_rows
 from ..data.tokenizer import fingerprint, load_tokenizer
 from ..distill.layer_map import LayerMap, layer_map
-from ..distill.objectives import FitDense, check_heads
+from ..distill.objectives import FitDense, Same, check_heads
 from ..errors import UserError
 from ..evaluation import metrics
 from ..evaluation.evaluate import predict, write_predictions
@@ -55,7 +55,7 @@ def read_checked(
         _check_description(rows, directory, task)
         found(described_rows(rows))
     with check(f"vocabulary {flag_name}") as found:
-        _check_vocabulary(rows, directory, config, tokenizer_dir)
+        check_vocabulary(rows, config, tokenizer_dir)
         found(
             f"ids below {config.vocab_size}, at most {config.max_length} tokens, tokenizer {rows.meta.get('tokenizer')}"
         )
@@ -80,8 +80,13 @@ def _check_description(rows: Rows, directory: str, task: str) -> None:
         raise UserError(f"--task_name {task}: the records in {directory} are of {made_for}")
 
 
-def _check_vocabulary(rows: Rows, directory: str, config: ModelConfig, tokenizer_dir: Path | None) -> None:
-    """See that a model can read the rows, and that its tokenizer made them."""
+def check_vocabulary(rows: Rows, config: ModelConfig, tokenizer_dir: Path | None) -> None:
+    """See that a model can read the rows, and that its tokenizer made them.
+
+    Raises:
+        UserError: the rows are too long, or of another tokenizer.
+    """
+    directory = rows.directory
     if rows.seq_length > config.max_length:
         raise UserError(
             f"{directory}: rows of {rows.seq_length} tokens; the model reads at most {config.max_length}; "
@@ -132,8 +137,13 @@ def align_labels(weights: store.Weights, rows: Rows, say: Callable[[str], None])
     return store.Weights(weights.config.with_(labels=tuple(labels)), values, weights.source, weights.fit)
 
 
-def matched_layers(spec: str, student: ModelConfig, teacher: ModelConfig, log: RunLog) -> LayerMap:
+def matched_layers(
+    spec: str, student: ModelConfig, teacher: ModelConfig, log: RunLog, attention: bool = True
+) -> LayerMap:
     """The layer map of `--layer_map`, for attention scores that can be compared.
+
+    Args:
+        attention: whether they are compared at all; without them, heads may differ.
 
     Raises:
         UserError: layers or heads do not go together.
@@ -141,6 +151,8 @@ def matched_layers(spec: str, student: ModelConfig, teacher: ModelConfig, log: R
     with log.check("layers") as found:
         pairs = layer_map(spec, student.num_hidden_layers, teacher.num_hidden_layers)
         found(f"the student's {student.num_hidden_layers} learn from teacher layers {pairs.attention}")
+    if not attention:
+        return LayerMap((), pairs.hidden)
     with log.check("heads") as found:
         check_heads(pairs, student.num_attention_heads, teacher.num_attention_heads)
         found(f"{student.num_attention_heads}, as the teacher has")
@@ -189,6 +201,20 @@ def note_data_sink(wanted: bool, place: runtime.Runtime, log: RunLog) -> None:
         log.line(
             f"Data sink: on {place.device} a thread makes batches ahead, fed step by step as their lengths may differ"
         )
+
+
+def projection(
+    student: ModelConfig,
+    teacher: ModelConfig,
+    pairs: LayerMap,
+    seed: int,
+    kind: str = "shared",
+    carried: Mapping[str, np.ndarray] | None = None,
+) -> FitDense | Same:
+    """What brings the student's hidden states to the teacher's width: nothing where they have it."""
+    if student.hidden_size == teacher.hidden_size:
+        return Same()
+    return fit_dense(kind, student, teacher, pairs, carried or {}, seed)
 
 
 def fit_dense(
