@@ -130,6 +130,12 @@ class HiddenStates(nn.Cell):
         return self.mse(student, teacher, batch["input_mask"], batch["weight"], batch["tokens"])
 
 
+def _positive(temperature: float) -> float:
+    if temperature <= 0:
+        raise UserError(f"--temperature {temperature}: expected a positive number")
+    return temperature
+
+
 class Prediction(nn.Cell):
     """Softened predictions of the teacher: task phase 2 (TinyBERT eq. 10).
 
@@ -143,11 +149,9 @@ class Prediction(nn.Cell):
 
     def __init__(self, temperature: float = 1.0, hard_weight: float = 0.0, regression: bool = False):
         super().__init__()
-        if temperature <= 0:
-            raise UserError(f"--temperature {temperature}: expected a positive number")
         if not 0 <= hard_weight <= 1:
             raise UserError(f"--hard_label_weight {hard_weight}: expected a number from 0 to 1")
-        self.temperature, self.hard_weight, self.regression = temperature, hard_weight, regression
+        self.temperature, self.hard_weight, self.regression = _positive(temperature), hard_weight, regression
         self.terms = ("soft_loss", "hard_loss") if hard_weight else ("soft_loss",)
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
@@ -194,9 +198,7 @@ class SoftLabels(nn.Cell):
 
     def __init__(self, temperature: float = 1.0, regression: bool = False):
         super().__init__()
-        if temperature <= 0:
-            raise UserError(f"--temperature {temperature}: expected a positive number")
-        self.temperature, self.regression = temperature, regression
+        self.temperature, self.regression = _positive(temperature), regression
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
         weight, rows = batch["weight"], batch["rows"]
@@ -223,6 +225,27 @@ class MaskedLM(nn.Cell):
         flat = scores.reshape(-1, scores.shape[-1])
         targets, weights = batch["masked_lm_ids"].reshape(-1), batch["masked_lm_weights"].reshape(-1)
         loss = losses.cross_entropy(flat, targets, weights, batch["masked"])
+        return loss, (loss,)
+
+
+class MaskedSoftLabels(nn.Cell):
+    """What the teacher says of the masked words, softened: T^2 KL (DistilBERT, arXiv 1910.01108, section 3).
+
+    Batches are those of `MaskedLM`.
+    """
+
+    needs_head, logits_only = True, False
+    terms = ("soft_loss",)
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.temperature = _positive(temperature)
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        mine, theirs = student["mlm_logits"], teacher["mlm_logits"]
+        flat = mine.reshape(-1, mine.shape[-1]), theirs.reshape(-1, mine.shape[-1])
+        weights = batch["masked_lm_weights"].reshape(-1)
+        loss = losses.softened_kl(flat[0], flat[1], self.temperature, weights, batch["masked"])
         return loss, (loss,)
 
 

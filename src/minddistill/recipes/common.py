@@ -13,7 +13,7 @@ from .. import params, runtime
 from ..config import numbers
 from ..data.loader import Loader, check_buckets, choose_buckets
 from ..data.records import Rows, read_rows
-from ..data.tokenizer import fingerprint, load_tokenizer
+from ..data.tokenizer import fingerprint, load_tokenizer, special_id
 from ..distill.layer_map import LayerMap, layer_map
 from ..distill.objectives import FitDense, Same, check_heads
 from ..errors import UserError
@@ -100,6 +100,23 @@ def check_vocabulary(rows: Rows, config: ModelConfig, tokenizer_dir: Path | None
                 f"{directory}: made with another tokenizer ({theirs}) than that of {tokenizer_dir} ({mine}); "
                 "prepare the records with the model's tokenizer"
             )
+
+
+def masking(weights: store.Weights, probability: float, log: RunLog) -> dict[str, Any]:
+    """How a `MaskedLoader` masks the words of a model's tokenizer, as its arguments.
+
+    Raises:
+        UserError: the probability is none, or the tokenizer has no special token that is wanted.
+    """
+    if not 0 < probability < 1:
+        raise UserError(f"--masked_lm_prob {probability}: expected a number between 0 and 1")
+    with log.check("vocabulary") as found:
+        tokenizer = load_tokenizer(weights.directory)
+        mask = special_id(tokenizer, "[MASK]", "<mask>")
+        names = (("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[PAD]", "<pad>"))
+        special = {mask, *(special_id(tokenizer, *pair) for pair in names)}
+        found(f"{weights.config.vocab_size} word pieces, mask {mask}")
+    return {"mask": mask, "special": special, "vocabulary": weights.config.vocab_size, "probability": probability}
 
 
 def described(weights: store.Weights) -> str:
@@ -249,8 +266,10 @@ def _fit_paths(fit: FitDense) -> dict[str, str]:
     return {path: fit.names()[path.rsplit(".", 1)[-1]] for path in params.named(fit)}
 
 
-def fit_arrays(fit: FitDense) -> dict[str, np.ndarray]:
-    """The projection's weights under their names in checkpoints."""
+def fit_arrays(fit: FitDense | Same) -> dict[str, np.ndarray]:
+    """The projection's weights under their names in checkpoints; none where there is none."""
+    if isinstance(fit, Same):
+        return {}
     paths = _fit_paths(fit)
     return {paths[path]: value for path, value in params.arrays(fit).items()}
 

@@ -168,7 +168,7 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
         def save(name: str, found: Mapping[str, float]) -> Path:
             if name == "best" and evaluator is not None:
                 evaluator.write(job.directory / report.BEST_PREDICTIONS)
-            arrays = common.fit_arrays(fit) if isinstance(fit, FitDense) else {}
+            arrays = common.fit_arrays(fit)
             return task_distill.save_model(
                 job, student, job.directory / name, "minddistill distill", origin, found, arrays
             )
