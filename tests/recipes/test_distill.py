@@ -46,6 +46,7 @@ def test_student_learns_from_labels_predictions_states_and_attention(data, teach
     assert "Teacher cache: written" in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_student_of_two_teachers_learns_from_augmented_rows(data, teacher, augmented, tmp_path):
     # The mean of a teacher and itself is that teacher, so that the student is the one of a single teacher.
     short = ["--aug_train", augmented, "--epoch_size", 1, "--train_steps", 8]

@@ -144,6 +144,12 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float, weight: Te
     return temperature**2 * (per_row * weight).sum() / rows
 
 
+def squared_logits(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Sum over rows and classes of the squared differences of logits (B, C)."""
+    difference = student - ops.stop_gradient(teacher)
+    return ((difference * difference).sum(-1) * weight).sum()
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     """Cross-entropy with class labels (B,), averaged over rows; logits (B, C)."""
     target = ops.one_hot(labels, logits.shape[-1], Tensor(1.0, ms.float32), Tensor(0.0, ms.float32))

@@ -210,6 +210,17 @@ class SoftLabels(nn.Cell):
         return loss, (loss,)
 
 
+class LogitSquares(nn.Cell):
+    """Squared differences of student's and teacher's logits, summed over rows and classes (iclassifier)."""
+
+    needs_head, logits_only = True, True
+    terms = ("logit_loss",)
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        loss = losses.squared_logits(student["logits"], teacher["logits"], batch["weight"])
+        return loss, (loss,)
+
+
 class MaskedLM(nn.Cell):
     """The masked words alone: masked-language modelling (BERT, arXiv 1810.04805, section 3.1).
 

@@ -18,13 +18,14 @@ from .. import native, runtime
 from ..config import config_files, parse, read_yaml
 from ..errors import UserError
 from ..train.log import RunLog
-from . import distill, finetune, general_distill, task_distill
+from . import distill, finetune, general_distill, meta_pseudo_labels, task_distill
 
 STAGES = {
     "finetune": finetune,
     "general-distill": general_distill,
     "task-distill": task_distill,
     "distill": distill,
+    "meta-pseudo-labels": meta_pseudo_labels,
 }
 _STYLES = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
