@@ -76,3 +76,12 @@ def data(tmp_path_factory, tiny_text, vocabulary) -> Path:
 def teacher(tmp_path_factory, data, tiny_encoder) -> Path:
     """The tiny encoder, trained on the tiny text."""
     return small.teacher(tmp_path_factory.mktemp("teacher"), data, tiny_encoder)
+
+
+@pytest.fixture(scope="session")
+def mlm(tmp_path_factory, data, tiny_encoder) -> Path:
+    """The tiny encoder with a masked-LM head, trained on the sentences without their labels."""
+    out = tmp_path_factory.mktemp("mlm")
+    flags = ["--model", tiny_encoder, "--data_dir", data / "train", "--train", "all", "--learning_rate", "5e-3"]
+    assert small.command("pretrain-mlm", *flags, "--epoch_size", "4", "--output_dir", out, *small.QUICK) == 0
+    return out / "last"

@@ -24,6 +24,8 @@ COMMANDS = {
     "finetune": ("finetune", "train an encoder on a task, as a teacher"),
     "general-distill": ("general_distill", "distil a pretrained teacher on a corpus"),
     "task-distill": ("task_distill", "distil a fine-tuned teacher on its task, in two phases"),
+    "distill": ("distill", "distil a classifier in one stage: labels, predictions, hidden states, attention"),
+    "meta-pseudo-labels": ("meta_pseudo_labels", "a student of rows without labels, and a teacher that learns from it"),
     "prune": ("prune", "make a classifier sparse, or its tensors smaller, with its dense form as teacher"),
     "doctor": ("doctor", "look at everything that a stage of training needs, in seconds"),
     "cache-teacher": ("cache_teacher", "a teacher's outputs ahead, for students trained where it is not"),

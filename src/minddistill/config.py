@@ -135,6 +135,12 @@ def flags(groups: Sequence[Any]) -> dict[str, Any]:
     return values
 
 
+def common_flags(group: Any, other: type) -> dict[str, Any]:
+    """The values of the flags of an instance of a group that another group has too, by name."""
+    names = {item.name for item in dataclasses.fields(other)}
+    return {item.name: getattr(group, item.name) for item in dataclasses.fields(group) if item.name in names}
+
+
 def unusual(group: Any) -> dict[str, Any]:
     """The flags of an instance of a group that are not at their defaults."""
     values = {item.name: (getattr(group, item.name), item.default) for item in dataclasses.fields(group)}

@@ -7,7 +7,7 @@ from mindspore import Tensor
 
 from minddistill.distill import losses
 from minddistill.distill.layer_map import layer_map
-from minddistill.distill.objectives import FitDense, Intermediate, Prediction, check_heads
+from minddistill.distill.objectives import FitDense, HiddenStates, Intermediate, Prediction, Same, check_heads, logits
 from minddistill.errors import UserError
 
 
@@ -47,6 +47,27 @@ def test_hidden_mse_by_hand():
     assert float(losses.hidden_mse_reference(student, teacher, ONE, tensor(1.0)).asnumpy()) == pytest.approx(
         (1 + 4 + 16) / 4
     )
+
+
+def test_hidden_cosine_by_hand():
+    # Cosines 1 / sqrt(2) and -1; the third position is padding, the second row only fills the batch.
+    student = tensor([[[1.0, 1.0], [2.0, 0.0], [0.0, 0.0]], [[1.0, 0.0]] * 3])
+    teacher = tensor([[[3.0, 0.0], [-5.0, 0.0], [9.0, 9.0]], [[0.0, 1.0]] * 3])
+    mask = Tensor(np.array([[1, 1, 0], [1, 1, 1]], np.int32))
+    found = losses.hidden_cosine(student, teacher, mask, tensor([1.0, 0.0]), tensor(2.0))
+    assert float(found.asnumpy()) == pytest.approx(((1 - 0.5**0.5) + 2) / 2, rel=1e-5)
+
+
+def test_hidden_states_at_the_ends_alone():
+    generator = np.random.default_rng(1)
+    student, teacher = generator.standard_normal((2, 4, 1, 2, 3)).astype(np.float32)
+    batch = {"input_mask": Tensor(np.ones((1, 2), np.int32)), "weight": ONE, "rows": tensor(1.0), "tokens": tensor(2.0)}
+    pairs = layer_map("0,1,2", 3, 4).ends()
+    assert pairs.hidden_pairs == ((0, 0), (3, 3)) and pairs.kept().hidden_pairs == ((0, 0), (3, 1))
+    states = [{"hidden": tuple(map(Tensor, values))} for values in (student, teacher)]
+    loss, _ = HiddenStates(pairs, Same())(*map(ms.mutable, (batch, *states)))
+    expected = sum(((student[i] - teacher[i]) ** 2).mean() for i in (0, 3))
+    assert float(loss.asnumpy()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_attention_mse_by_hand():
@@ -105,6 +126,43 @@ def test_prediction_mixes_labels_in_by_weight():
     hard = np.log1p(np.exp(1))
     assert float(terms[1].asnumpy()) == pytest.approx(hard, rel=2e-6)
     assert float(loss.asnumpy()) == pytest.approx(0.75 * soft + 0.25 * hard, rel=2e-6)
+
+
+def test_softened_kl_by_hand_without_the_row_that_fills_the_batch():
+    # At T = 2 the student says (1/2, 1/2) and the teacher (e / (1 + e), 1 / (1 + e)).
+    student, teacher = tensor([[3.0, 3.0], [9.0, -9.0]]), tensor([[2.0, 0.0], [-9.0, 9.0]])
+    first = np.e / (1 + np.e)
+    expected = 4 * (first * np.log(first / 0.5) + (1 - first) * np.log((1 - first) / 0.5))
+    found = losses.softened_kl(student, teacher, 2.0, tensor([1.0, 0.0]), tensor(1.0))
+    assert float(found.asnumpy()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_logits_mixes_labels_and_predictions_by_alpha():
+    batch = {"weight": tensor([1.0, 0.0]), "rows": tensor(1.0), "label_ids": Tensor([1, 0], ms.int32)}
+    student, teacher = {"logits": tensor([[0.0, 0.0], [5.0, 1.0]])}, {"logits": tensor([[4.0, 0.0], [1.0, 8.0]])}
+    first = 1 / (1 + np.exp(-2))  # the teacher's class 0 at T = 2
+    soft = 4 * (first * np.log(first / 0.5) + (1 - first) * np.log((1 - first) / 0.5))
+    objective = logits(0.25, 2.0)
+    loss, terms = objective(*map(ms.mutable, (batch, student, teacher)))
+    assert dict(zip(objective.terms, map(float, terms), strict=True)) == pytest.approx(
+        {"label_loss": np.log(2), "soft_loss": soft}, rel=1e-5
+    )
+    assert float(loss.asnumpy()) == pytest.approx(0.25 * np.log(2) + 0.75 * soft, rel=1e-5)
+    assert objective.needs_head and objective.logits_only
+    assert logits(0.0, 2.0).terms == ("soft_loss",) and logits(1.0, 2.0).terms == ("label_loss",)
+
+
+def test_logits_of_a_regression_are_squared_errors():
+    batch = {"weight": ONE, "rows": tensor(1.0), "label_ids": tensor([3.0])}
+    student, teacher = {"logits": tensor([[1.0]])}, {"logits": tensor([[2.0]])}
+    loss, _ = logits(0.5, 4.0, regression=True)(*map(ms.mutable, (batch, student, teacher)))
+    assert float(loss.asnumpy()) == pytest.approx(0.5 * 4 + 0.5 * 1)
+
+
+@pytest.mark.parametrize(("alpha", "temperature", "flag"), [(1.5, 1.0, "--alpha 1.5"), (0.5, 0.0, "--temperature 0.0")])
+def test_weights_and_temperatures_out_of_range_are_refused(alpha, temperature, flag):
+    with pytest.raises(UserError, match=flag):
+        logits(alpha, temperature)
 
 
 def test_layer_maps():

@@ -14,15 +14,6 @@ from minddistill.models import heads, store
 from minddistill.recipes import augment
 
 
-@pytest.fixture(scope="module")
-def mlm(tmp_path_factory, data, tiny_encoder):
-    """The tiny encoder with a masked-LM head, trained on the sentences without their labels."""
-    out = tmp_path_factory.mktemp("mlm")
-    flags = ["--model", tiny_encoder, "--data_dir", data / "train", "--train", "all", "--learning_rate", "5e-3"]
-    assert command("pretrain-mlm", *flags, "--epoch_size", "4", "--output_dir", out, *QUICK) == 0
-    return out / "last"
-
-
 @pytest.fixture
 def words(tiny_text, tmp_path):
     return ["--task_name", "custom", "--train_file", tiny_text / "train.tsv", "--max_seq_length", "12"] + [

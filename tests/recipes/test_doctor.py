@@ -105,7 +105,10 @@ def test_flags_that_the_stage_would_refuse_are_wrong(config, name, value, capsys
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["distil"], "no stage 'distil'; expected finetune, general-distill, task-distill"),
+        (
+            ["distil"],
+            "no stage 'distil'; expected finetune, general-distill, task-distill, distill, meta-pseudo-labels",
+        ),
         (["--learning_rate", "1"], "fit several stages; name it"),
         (["--nope", "1"], "fit no stage"),
         (["--config", "absent.yaml"], "absent.yaml"),

@@ -48,11 +48,11 @@ def test_live_and_cached_teacher_give_the_same_losses(tmp_path):
     )
     assert said[-1].startswith("Teacher cache: reading") and again.directory == cache.directory
 
-    cached = CachedTeacher(3, 2, False)
+    cached = CachedTeacher(3, 2)
     # float16 keeps 11 bits, so a hidden state or score is off by at most 2^-12 of itself; logits are float32.
     phases = [
         (Intermediate(pairs, fit), Intermediate(pairs.kept(), fit), cached, cache.batch, 2**-10),
-        (Prediction(), Prediction(), CachedTeacher(0, 0, True), cache.logits, 1e-6),
+        (Prediction(), Prediction(), CachedTeacher(), cache.logits, 1e-6),
     ]
     for objective, kept_objective, kept, columns, bound in phases:
         losses = []

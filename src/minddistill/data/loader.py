@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -167,6 +167,46 @@ class Loader:
         """Padded tokens an epoch over real ones."""
         computed = sum(len(planned.rows) * planned.length for planned in self.plan(0))
         return computed / int(self.rows.length.sum())
+
+
+class PairedLoader(Loader):
+    """Batches of rows without labels, each with one of labelled rows, both padded to one length.
+
+    They have besides `draw` (B,) float32, numbers from 0 up to 1, and the labelled batch's columns under `labelled_NAME`.
+    The labelled batches follow each other through the epochs of their own loader.
+
+    Args:
+        rows: without labels.
+        labelled: of the labelled rows; its batch size is that of both.
+        options: as for `Loader`; the same buckets as those of `labelled`.
+    """
+
+    def __init__(self, rows: Rows, labelled: Loader, **options: Any):
+        super().__init__(rows, labelled.batch_size, **options)
+        self.labelled = labelled
+        self._planned: tuple[int, list[PlannedBatch]] = -1, []
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+        """As `Loader.epoch`, in pairs."""
+        for position, planned in enumerate(self.plan(epoch)):
+            if position >= skip:
+                yield {name: Tensor(value) for name, value in self.pair(planned, epoch, position).items()}
+
+    def pair(self, planned: PlannedBatch, epoch: int, position: int) -> dict[str, np.ndarray]:
+        """The arrays of a planned batch and of the labelled batch whose turn it is."""
+        theirs = self._turn(epoch * len(self) + position)
+        length = max(planned.length, theirs.length)
+        values = self.batch(replace(planned, length=length))
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 2, position]))
+        labelled = self.labelled.batch(replace(theirs, length=length))
+        draw = generator.random(len(values["row"]), np.float32)
+        return values | {"draw": draw} | {f"labelled_{name}": value for name, value in labelled.items()}
+
+    def _turn(self, number: int) -> PlannedBatch:
+        epoch, position = divmod(number, len(self.labelled))
+        if self._planned[0] != epoch:
+            self._planned = epoch, self.labelled.plan(epoch)
+        return self._planned[1][position]
 
 
 class MaskedLoader(Loader):

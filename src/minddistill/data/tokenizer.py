@@ -101,8 +101,11 @@ def pad_id(tokenizer: Tokenizer) -> int:
 def fingerprint(tokenizer: Tokenizer) -> str:
     """Sixteen hexadecimal digits that agree when vocabulary and behaviour on probe texts agree.
 
-    The file format does not matter: a `vocab.txt` and the `tokenizer.json` made of it have one fingerprint.
+    The file format does not matter: a `vocab.txt` and the `tokenizer.json` made of it have one fingerprint. Nor does
+    where the tokenizer cuts long texts off.
     """
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.no_truncation()
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     probes = [[tokenizer.encode(*pair).ids, tokenizer.encode(pair[0]).ids] for pair in _PROBES]
     return hashlib.sha256(json.dumps([vocabulary, probes]).encode()).hexdigest()[:16]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn
 
@@ -10,22 +12,36 @@ class CachedTeacher(nn.Cell):
     """A teacher's outputs out of a batch that a cache has filled; called like the teacher itself.
 
     Args:
-        hidden, attention: how many of each the batch brings.
-        logits: whether it brings logits.
+        hidden, attention: how many of each the batch brings, besides the logits.
     """
 
-    def __init__(self, hidden: int, attention: int, logits: bool):
+    def __init__(self, hidden: int = 0, attention: int = 0):
         super().__init__()
         self.hidden = tuple(f"teacher_hidden_{index}" for index in range(hidden))
         self.attention = tuple(f"teacher_attention_{index}" for index in range(attention))
-        self.logits = logits
 
     def construct(self, batch: dict, step: Tensor | None = None, first_only: bool = False) -> dict:
         hidden = [batch[name].astype(ms.float32) for name in self.hidden]
         attentions = [batch[name].astype(ms.float32) for name in self.attention]
-        if self.logits:
-            return {"hidden": hidden, "attentions": attentions, "logits": batch["teacher_logits"]}
-        return {"hidden": hidden, "attentions": attentions}
+        return {"hidden": hidden, "attentions": attentions, "logits": batch["teacher_logits"]}
+
+
+class Ensemble(nn.Cell):
+    """Several teachers as one, which says the mean of their logits.
+
+    That is the geometric mean of their predictions (Hinton et al., arXiv 1503.02531, section 1): one tensor (B, C) for
+    every temperature, and for regression too.
+    """
+
+    def __init__(self, teachers: Sequence[nn.Cell]):
+        super().__init__()
+        self.teachers, self.count = nn.CellList(teachers), len(teachers)
+
+    def construct(self, batch: dict, step: Tensor | None = None, first_only: bool = False) -> dict:
+        total = Tensor(0.0, ms.float32)
+        for i in range(self.count):
+            total = total + self.teachers[i](batch, step, first_only)["logits"]
+        return {"logits": total / self.count}
 
 
 class Distiller(nn.Cell):

@@ -11,14 +11,28 @@ MODES = ("uniform", "last", "first")
 
 @dataclass(frozen=True)
 class LayerMap:
-    """0-based teacher layers for the student's attentions, and teacher hidden states (0 is the embedding output)."""
+    """0-based teacher layers for the student's attentions, and teacher hidden states (0 is the embedding output).
+
+    Attributes:
+        states: the student's hidden states that learn from those of `hidden`, one each; by default all, in order.
+    """
 
     attention: tuple[int, ...]
     hidden: tuple[int, ...]
+    states: tuple[int, ...] = ()
+
+    @property
+    def hidden_pairs(self) -> tuple[tuple[int, int], ...]:
+        """Hidden states of student and teacher that are compared."""
+        return tuple(zip(self.states or range(len(self.hidden)), self.hidden, strict=True))
 
     def kept(self) -> LayerMap:
         """The same map onto a teacher of which only the outputs it names were kept, in their order."""
-        return LayerMap(tuple(range(len(self.attention))), tuple(range(len(self.hidden))))
+        return LayerMap(tuple(range(len(self.attention))), tuple(range(len(self.hidden))), self.states)
+
+    def ends(self) -> LayerMap:
+        """The same map with the embedding output and the last hidden state alone."""
+        return LayerMap(self.attention, (self.hidden[0], self.hidden[-1]), (0, len(self.hidden) - 1))
 
 
 def layer_map(spec: str, student_layers: int, teacher_layers: int) -> LayerMap:

@@ -15,6 +15,7 @@ from .. import native
 
 # Scores at or below this are those of masked keys; the original code sets them to zero on both sides.
 _MASKED_BELOW = -100.0
+_TINY = 1e-12  # keeps the cosine's gradient finite where a hidden state is zero
 
 
 class SquaredDistance(nn.Cell):
@@ -83,6 +84,21 @@ class HiddenMSE(nn.Cell):
         return self.distance(student, teacher, rows, None) / (student.shape[-1] * tokens)
 
 
+def hidden_cosine(student: Tensor, teacher: Tensor, mask: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+    """1 - cosine of hidden states, averaged over real positions (DistilBERT, arXiv 1910.01108, section 3).
+
+    Args:
+        student, teacher: (B, S, H).
+        mask: (B, S) int32, 1 at real positions.
+        weight: (B,).
+    """
+    teacher = ops.stop_gradient(teacher)
+    squares = (student * student).sum(-1) * (teacher * teacher).sum(-1)
+    cosine = (student * teacher).sum(-1) / ops.sqrt(squares + _TINY)
+    rows = mask.astype(ms.float32) * weight.reshape(-1, 1)
+    return ((1.0 - cosine) * rows).sum() / tokens
+
+
 def attention_mse_reference(student: Tensor, teacher: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     """The original code's attention loss: scores at most -100 become 0, then the mean over the padded block."""
     batch, heads, length = student.shape[:3]
@@ -113,6 +129,25 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, wei
     target = ops.softmax(ops.stop_gradient(teacher) / temperature, -1)
     product = -(target * ops.log_softmax(student / temperature, -1)).sum(-1)
     return (product * weight).sum() / (student.shape[-1] * rows)
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float, weight: Tensor, rows: Tensor) -> Tensor:
+    """T^2 KL(softmax(z_T / T) || softmax(z_S / T)), averaged over rows (Hinton et al., arXiv 1503.02531).
+
+    The square keeps the gradients of one size whatever T is, so that it need not move the weight of the labels.
+
+    Args:
+        student, teacher: (B, C) logits.
+    """
+    target = ops.log_softmax(ops.stop_gradient(teacher) / temperature, -1)
+    per_row = (ops.exp(target) * (target - ops.log_softmax(student / temperature, -1))).sum(-1)
+    return temperature**2 * (per_row * weight).sum() / rows
+
+
+def squared_logits(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Sum over rows and classes of the squared differences of logits (B, C)."""
+    difference = student - ops.stop_gradient(teacher)
+    return ((difference * difference).sum(-1) * weight).sum()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, rows: Tensor) -> Tensor:

@@ -60,49 +60,80 @@ class Same(nn.Cell):
         return hidden.astype(ms.float32)
 
 
-class Intermediate(nn.Cell):
-    """Attention scores and hidden states, embeddings included: general distillation and task phase 1.
+class AttentionScores(nn.Cell):
+    """Attention scores, layer by layer: the sum over layers of their squared distance (TinyBERT eq. 7).
 
-    Loss = sum over layers of the attention MSE + sum over embedding and layers of the hidden MSE, all weights 1
-    (TinyBERT eq. 7 to 9).
+    Args:
+        layers: the layer map.
+        mode: "masked" or "reference".
+    """
+
+    needs_head, logits_only = False, False
+    terms = ("attention_loss",)
+
+    def __init__(self, layers: LayerMap, mode: str = "masked"):
+        super().__init__()
+        self.pairs = tuple(enumerate(layers.attention))
+        self.reference = mode == "reference"
+        self.mse = losses.AttentionMSE()
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        total = Tensor(0.0, ms.float32)
+        for mine, theirs in self.pairs:
+            total = total + self.loss(student["attentions"][mine], teacher["attentions"][theirs], batch)
+        return total, (total,)
+
+    def loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
+        if self.reference:
+            return losses.attention_mse_reference(student, teacher, batch["weight"], batch["rows"])
+        return self.mse(student, teacher, batch["input_mask"], batch["weight"], batch["pairs"])
+
+
+class HiddenStates(nn.Cell):
+    """Hidden states, the embedding output among them: the sum over the pairs of the map of their distance.
 
     Args:
         layers: the layer map.
         fit: projection of the student's hidden states, `FitDense` or `Same`.
         mode: "masked" or "reference".
+        distance: "mse" (TinyBERT eq. 8 and 9) or "cosine" (DistilBERT), which is masked always.
+
+    Raises:
+        UserError: cosine is asked for in mode "reference".
     """
 
     needs_head, logits_only = False, False
-    terms = ("attention_loss", "hidden_loss")
+    terms = ("hidden_loss",)
 
-    def __init__(self, layers: LayerMap, fit: FitDense | Same, mode: str = "masked"):
+    def __init__(self, layers: LayerMap, fit: FitDense | Same, mode: str = "masked", distance: str = "mse"):
         super().__init__()
-        self.layers, self.fit = layers, fit
-        self.attention_pairs = tuple(enumerate(layers.attention))
-        self.hidden_pairs = tuple(enumerate(layers.hidden))
-        self.reference = mode == "reference"
-        self.attention_mse, self.hidden_mse = losses.AttentionMSE(), losses.HiddenMSE()
+        self.pairs, self.fit = tuple(enumerate(layers.hidden_pairs)), fit
+        self.reference, self.cosine = mode == "reference", distance == "cosine"
+        if self.reference and self.cosine:
+            raise UserError(
+                "--loss_mode reference: is the squared error over the padded block; --state_loss cosine wants masked"
+            )
+        self.mse = losses.HiddenMSE()
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        attention = Tensor(0.0, ms.float32)
-        for mine, theirs in self.attention_pairs:
-            pair = student["attentions"][mine], teacher["attentions"][theirs]
-            attention = attention + self.attention_loss(pair[0], pair[1], batch)
-        hidden = Tensor(0.0, ms.float32)
-        for mine, theirs in self.hidden_pairs:
-            projected = self.fit(student["hidden"][mine], mine)
-            hidden = hidden + self.hidden_loss(projected, teacher["hidden"][theirs].astype(ms.float32), batch)
-        return attention + hidden, (attention, hidden)
+        total = Tensor(0.0, ms.float32)
+        for place, (mine, theirs) in self.pairs:
+            projected = self.fit(student["hidden"][mine], place)
+            total = total + self.loss(projected, teacher["hidden"][theirs].astype(ms.float32), batch)
+        return total, (total,)
 
-    def attention_loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
-        if self.reference:
-            return losses.attention_mse_reference(student, teacher, batch["weight"], batch["rows"])
-        return self.attention_mse(student, teacher, batch["input_mask"], batch["weight"], batch["pairs"])
-
-    def hidden_loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
+    def loss(self, student: Tensor, teacher: Tensor, batch: dict) -> Tensor:
         if self.reference:
             return losses.hidden_mse_reference(student, teacher, batch["weight"], batch["rows"])
-        return self.hidden_mse(student, teacher, batch["input_mask"], batch["weight"], batch["tokens"])
+        if self.cosine:
+            return losses.hidden_cosine(student, teacher, batch["input_mask"], batch["weight"], batch["tokens"])
+        return self.mse(student, teacher, batch["input_mask"], batch["weight"], batch["tokens"])
+
+
+def _positive(temperature: float) -> float:
+    if temperature <= 0:
+        raise UserError(f"--temperature {temperature}: expected a positive number")
+    return temperature
 
 
 class Prediction(nn.Cell):
@@ -118,11 +149,9 @@ class Prediction(nn.Cell):
 
     def __init__(self, temperature: float = 1.0, hard_weight: float = 0.0, regression: bool = False):
         super().__init__()
-        if temperature <= 0:
-            raise UserError(f"--temperature {temperature}: expected a positive number")
         if not 0 <= hard_weight <= 1:
             raise UserError(f"--hard_label_weight {hard_weight}: expected a number from 0 to 1")
-        self.temperature, self.hard_weight, self.regression = temperature, hard_weight, regression
+        self.temperature, self.hard_weight, self.regression = _positive(temperature), hard_weight, regression
         self.terms = ("soft_loss", "hard_loss") if hard_weight else ("soft_loss",)
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
@@ -156,6 +185,42 @@ class Labels(nn.Cell):
         return loss, (loss,)
 
 
+class SoftLabels(nn.Cell):
+    """The teacher's predictions alone, softened: T^2 KL(teacher || student) (Hinton et al., arXiv 1503.02531).
+
+    Args:
+        temperature: T of both softmaxes.
+        regression: squared error against the teacher's output in place of it, at any temperature.
+    """
+
+    needs_head, logits_only = True, True
+    terms = ("soft_loss",)
+
+    def __init__(self, temperature: float = 1.0, regression: bool = False):
+        super().__init__()
+        self.temperature, self.regression = _positive(temperature), regression
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        weight, rows = batch["weight"], batch["rows"]
+        if self.regression:
+            output = ops.stop_gradient(teacher["logits"]).reshape(-1)
+            loss = losses.squared_error(student["logits"], output, weight, rows)
+        else:
+            loss = losses.softened_kl(student["logits"], teacher["logits"], self.temperature, weight, rows)
+        return loss, (loss,)
+
+
+class LogitSquares(nn.Cell):
+    """Squared differences of student's and teacher's logits, summed over rows and classes (iclassifier)."""
+
+    needs_head, logits_only = True, True
+    terms = ("logit_loss",)
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        loss = losses.squared_logits(student["logits"], teacher["logits"], batch["weight"])
+        return loss, (loss,)
+
+
 class MaskedLM(nn.Cell):
     """The masked words alone: masked-language modelling (BERT, arXiv 1810.04805, section 3.1).
 
@@ -171,6 +236,27 @@ class MaskedLM(nn.Cell):
         flat = scores.reshape(-1, scores.shape[-1])
         targets, weights = batch["masked_lm_ids"].reshape(-1), batch["masked_lm_weights"].reshape(-1)
         loss = losses.cross_entropy(flat, targets, weights, batch["masked"])
+        return loss, (loss,)
+
+
+class MaskedSoftLabels(nn.Cell):
+    """What the teacher says of the masked words, softened: T^2 KL (DistilBERT, arXiv 1910.01108, section 3).
+
+    Batches are those of `MaskedLM`.
+    """
+
+    needs_head, logits_only = True, False
+    terms = ("soft_loss",)
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.temperature = _positive(temperature)
+
+    def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
+        mine, theirs = student["mlm_logits"], teacher["mlm_logits"]
+        flat = mine.reshape(-1, mine.shape[-1]), theirs.reshape(-1, mine.shape[-1])
+        weights = batch["masked_lm_weights"].reshape(-1)
+        loss = losses.softened_kl(flat[0], flat[1], self.temperature, weights, batch["masked"])
         return loss, (loss,)
 
 
@@ -199,6 +285,32 @@ class Weighted(nn.Cell):
             total = total + self.weights[i] * loss
             terms = terms + found
         return total, terms
+
+
+class Intermediate(Weighted):
+    """Attention scores and hidden states, embeddings included: general distillation and task phase 1.
+
+    Loss = sum over layers of the attention MSE + sum over embedding and layers of the hidden MSE, all weights 1
+    (TinyBERT eq. 7 to 9). A map without attentions compares hidden states alone.
+
+    Args:
+        layers, fit, mode: as for `HiddenStates`.
+    """
+
+    def __init__(self, layers: LayerMap, fit: FitDense | Same, mode: str = "masked"):
+        attention, hidden = AttentionScores(layers, mode), HiddenStates(layers, fit, mode)
+        super().__init__([(float(bool(layers.attention)), attention), (1.0, hidden)])
+
+
+def logits(alpha: float, temperature: float, regression: bool = False) -> Weighted:
+    """Labels and the teacher's predictions: alpha CE + (1 - alpha) T^2 KL(teacher || student), at temperature T.
+
+    Raises:
+        UserError: alpha is not in 0 to 1, or the temperature not above 0.
+    """
+    if not 0 <= alpha <= 1:
+        raise UserError(f"--alpha {alpha}: expected a number from 0 (the teacher alone) to 1 (the labels alone)")
+    return Weighted([(alpha, Labels(regression)), (1 - alpha, SoftLabels(temperature, regression))])
 
 
 def check_heads(layers: LayerMap, student_heads: int, teacher_heads: int) -> None:

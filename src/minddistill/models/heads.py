@@ -106,7 +106,7 @@ class TextModel(nn.Cell):
 
 
 class MaskedWords(nn.Cell):
-    """A masked-LM model reduced to what it says of some positions: `mlm_logits` (B, M, V).
+    """A masked-LM model whose head reads some positions only: the encoder's outputs and `mlm_logits` (B, M, V).
 
     Its batches have `masked_lm_positions` (B, M) int32.
     """
@@ -117,12 +117,15 @@ class MaskedWords(nn.Cell):
         self.gather = ops.Gather()
 
     def construct(self, batch: dict, step: Tensor | None = None, first_only: bool = False) -> dict:
-        last = self.model.encoder(batch, step)["hidden"][-1].astype(ms.float32)
+        encoded = self.model.encoder(batch, step)
+        hidden, attentions = encoded["hidden"], encoded["attentions"]
+        last = hidden[-1].astype(ms.float32)
         places = batch["masked_lm_positions"]
         first = ops.arange(0, last.shape[0]).astype(ms.int32).expand_dims(1) * last.shape[1]
         picked = self.gather(last.reshape(-1, last.shape[2]), (places + first).reshape(-1), 0)
         picked = picked.reshape(places.shape + (last.shape[2],))
-        return {"mlm_logits": self.model.mlm(picked, self.model.encoder.embeddings.word)}
+        scores = self.model.mlm(picked, self.model.encoder.embeddings.word)
+        return {"hidden": hidden, "attentions": attentions, "mlm_logits": scores}
 
 
 class _Best(nn.Cell):

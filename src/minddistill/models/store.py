@@ -245,9 +245,19 @@ def build(
     return model
 
 
-def new(config: ModelConfig, seed: int, compute_type: ms.Type = ms.float32, dtype: ms.Type = ms.float32) -> TextModel:
-    """A model with random weights: matrices from a truncated normal of `config.initializer_range`, biases zero."""
-    model = TextModel(config, seed, compute_type, dtype)
+def new(
+    config: ModelConfig,
+    seed: int,
+    compute_type: ms.Type = ms.float32,
+    dtype: ms.Type = ms.float32,
+    mlm: bool = False,
+) -> TextModel:
+    """A model with random weights: matrices from a truncated normal of `config.initializer_range`, biases zero.
+
+    Args:
+        mlm: with a masked-LM head, tied to the word embedding.
+    """
+    model = TextModel(config, seed, compute_type, dtype, "tied" if mlm else "")
     params.initialise(model, seed, config.initializer_range)
     return model
 
@@ -350,7 +360,8 @@ def _card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str:
 
 
 def from_layers(weights: Weights, config: ModelConfig, layers: list[int]) -> Weights:
-    """Take an encoder's embeddings and the named layers (0-based) as the weights of a shallower student.
+    """Take an encoder's embeddings and the named layers (0-based) as the weights of a shallower student, and its masked-LM
+    head where it has one.
 
     Raises:
         UserError: a layer does not exist, their number is not the student's, or the widths differ.
@@ -375,7 +386,7 @@ def from_layers(weights: Weights, config: ModelConfig, layers: list[int]) -> Wei
             )
 
     values = take_layers(weights.values, layers)
-    values = {path: value for path, value in values.items() if not path.startswith(("classifier.", "mlm."))}
+    values = {path: value for path, value in values.items() if not path.startswith("classifier.")}
     return Weights(config, values, weights.source)
 
 

@@ -33,13 +33,14 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
         if not place.rank:
             dump(directory / "config.yaml", [config, learning, student, run_flags, step_flags])
         job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
-        teacher = job.build(job.teacher, job.teacher.config)
-        job.check(teacher)
+        job.require_one_teacher("cache-teacher, given for each of them in turn,")
+        teachers = job.built_teachers()
+        job.check(teachers)
         pairs = None
         if config.td_phase1_epoch_size:
             wanted = student.config(job.teacher.config)
             pairs = common.matched_layers(student.layer_map, wanted, job.teacher.config, log)
-        job.taught(pairs, teacher)
+        job.taught(pairs, teachers)
         outline = caches / f"teacher_{job.teacher.fingerprint()}"
         if not place.rank:
             store.save_outline(outline, job.teacher)

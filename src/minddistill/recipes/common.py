@@ -13,9 +13,9 @@ from .. import params, runtime
 from ..config import numbers
 from ..data.loader import Loader, check_buckets, choose_buckets
 from ..data.records import Rows, read_rows
-from ..data.tokenizer import fingerprint, load_tokenizer
+from ..data.tokenizer import fingerprint, load_tokenizer, special_id
 from ..distill.layer_map import LayerMap, layer_map
-from ..distill.objectives import FitDense, check_heads
+from ..distill.objectives import FitDense, Same, check_heads
 from ..errors import UserError
 from ..evaluation import metrics
 from ..evaluation.evaluate import predict, write_predictions
@@ -55,7 +55,7 @@ def read_checked(
         _check_description(rows, directory, task)
         found(described_rows(rows))
     with check(f"vocabulary {flag_name}") as found:
-        _check_vocabulary(rows, directory, config, tokenizer_dir)
+        check_vocabulary(rows, config, tokenizer_dir)
         found(
             f"ids below {config.vocab_size}, at most {config.max_length} tokens, tokenizer {rows.meta.get('tokenizer')}"
         )
@@ -80,8 +80,13 @@ def _check_description(rows: Rows, directory: str, task: str) -> None:
         raise UserError(f"--task_name {task}: the records in {directory} are of {made_for}")
 
 
-def _check_vocabulary(rows: Rows, directory: str, config: ModelConfig, tokenizer_dir: Path | None) -> None:
-    """See that a model can read the rows, and that its tokenizer made them."""
+def check_vocabulary(rows: Rows, config: ModelConfig, tokenizer_dir: Path | None) -> None:
+    """See that a model can read the rows, and that its tokenizer made them.
+
+    Raises:
+        UserError: the rows are too long, or of another tokenizer.
+    """
+    directory = rows.directory
     if rows.seq_length > config.max_length:
         raise UserError(
             f"{directory}: rows of {rows.seq_length} tokens; the model reads at most {config.max_length}; "
@@ -95,6 +100,23 @@ def _check_vocabulary(rows: Rows, directory: str, config: ModelConfig, tokenizer
                 f"{directory}: made with another tokenizer ({theirs}) than that of {tokenizer_dir} ({mine}); "
                 "prepare the records with the model's tokenizer"
             )
+
+
+def masking(weights: store.Weights, probability: float, log: RunLog) -> dict[str, Any]:
+    """How a `MaskedLoader` masks the words of a model's tokenizer, as its arguments.
+
+    Raises:
+        UserError: the probability is none, or the tokenizer has no special token that is wanted.
+    """
+    if not 0 < probability < 1:
+        raise UserError(f"--masked_lm_prob {probability}: expected a number between 0 and 1")
+    with log.check("vocabulary") as found:
+        tokenizer = load_tokenizer(weights.directory)
+        mask = special_id(tokenizer, "[MASK]", "<mask>")
+        names = (("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[PAD]", "<pad>"))
+        special = {mask, *(special_id(tokenizer, *pair) for pair in names)}
+        found(f"{weights.config.vocab_size} word pieces, mask {mask}")
+    return {"mask": mask, "special": special, "vocabulary": weights.config.vocab_size, "probability": probability}
 
 
 def described(weights: store.Weights) -> str:
@@ -132,8 +154,13 @@ def align_labels(weights: store.Weights, rows: Rows, say: Callable[[str], None])
     return store.Weights(weights.config.with_(labels=tuple(labels)), values, weights.source, weights.fit)
 
 
-def matched_layers(spec: str, student: ModelConfig, teacher: ModelConfig, log: RunLog) -> LayerMap:
+def matched_layers(
+    spec: str, student: ModelConfig, teacher: ModelConfig, log: RunLog, attention: bool = True
+) -> LayerMap:
     """The layer map of `--layer_map`, for attention scores that can be compared.
+
+    Args:
+        attention: whether they are compared at all; without them, heads may differ.
 
     Raises:
         UserError: layers or heads do not go together.
@@ -141,6 +168,8 @@ def matched_layers(spec: str, student: ModelConfig, teacher: ModelConfig, log: R
     with log.check("layers") as found:
         pairs = layer_map(spec, student.num_hidden_layers, teacher.num_hidden_layers)
         found(f"the student's {student.num_hidden_layers} learn from teacher layers {pairs.attention}")
+    if not attention:
+        return LayerMap((), pairs.hidden)
     with log.check("heads") as found:
         check_heads(pairs, student.num_attention_heads, teacher.num_attention_heads)
         found(f"{student.num_attention_heads}, as the teacher has")
@@ -191,6 +220,20 @@ def note_data_sink(wanted: bool, place: runtime.Runtime, log: RunLog) -> None:
         )
 
 
+def projection(
+    student: ModelConfig,
+    teacher: ModelConfig,
+    pairs: LayerMap,
+    seed: int,
+    kind: str = "shared",
+    carried: Mapping[str, np.ndarray] | None = None,
+) -> FitDense | Same:
+    """What brings the student's hidden states to the teacher's width: nothing where they have it."""
+    if student.hidden_size == teacher.hidden_size:
+        return Same()
+    return fit_dense(kind, student, teacher, pairs, carried or {}, seed)
+
+
 def fit_dense(
     kind: str,
     student: ModelConfig,
@@ -223,8 +266,10 @@ def _fit_paths(fit: FitDense) -> dict[str, str]:
     return {path: fit.names()[path.rsplit(".", 1)[-1]] for path in params.named(fit)}
 
 
-def fit_arrays(fit: FitDense) -> dict[str, np.ndarray]:
-    """The projection's weights under their names in checkpoints."""
+def fit_arrays(fit: FitDense | Same) -> dict[str, np.ndarray]:
+    """The projection's weights under their names in checkpoints; none where there is none."""
+    if isinstance(fit, Same):
+        return {}
     paths = _fit_paths(fit)
     return {paths[path]: value for path, value in params.arrays(fit).items()}
 

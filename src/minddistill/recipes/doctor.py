@@ -18,11 +18,11 @@ from .. import native, runtime
 from ..config import config_files, parse, read_yaml
 from ..errors import UserError
 from ..train.log import RunLog
-from . import finetune, general_distill, pretrain_mlm, prune, task_distill
+from . import distill, finetune, general_distill, meta_pseudo_labels, pretrain_mlm, prune, task_distill
 
 _GUESSED = {"finetune": finetune, "general-distill": general_distill, "task-distill": task_distill}
 # Many configurations of the above are possible ones of these too: they are meant where none of the above fits.
-_OTHERS = {"pretrain-mlm": pretrain_mlm, "prune": prune}
+_OTHERS = {"distill": distill, "meta-pseudo-labels": meta_pseudo_labels, "pretrain-mlm": pretrain_mlm, "prune": prune}
 STAGES = _GUESSED | _OTHERS
 _STYLES = {"ok": "green", "warning": "yellow", "wrong": "red"}
 

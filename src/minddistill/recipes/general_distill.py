@@ -1,4 +1,5 @@
-"""General distillation: a student learns a pretrained teacher's layers on a corpus (TinyBERT, arXiv 1909.10351)."""
+"""General distillation on a corpus: a student learns a pretrained teacher's layers (TinyBERT, arXiv 1909.10351), or the
+masked words as the teacher sees them (DistilBERT, arXiv 1910.01108)."""
 
 from __future__ import annotations
 
@@ -8,12 +9,22 @@ from pathlib import Path
 from typing import Literal
 
 from .. import params, runtime
-from ..config import flag, numbers, parse
-from ..data.loader import Loader
+from ..config import flag, numbers, parse, unusual
+from ..data.loader import Loader, MaskedLoader
 from ..distill.distiller import Distiller
-from ..distill.objectives import Intermediate
+from ..distill.layer_map import LayerMap
+from ..distill.objectives import (
+    FitDense,
+    HiddenStates,
+    Intermediate,
+    MaskedLM,
+    MaskedSoftLabels,
+    Same,
+    Weighted,
+)
 from ..errors import UserError
 from ..models import store
+from ..models.heads import MaskedWords
 from . import common, report
 from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
@@ -40,6 +51,21 @@ class Config:
     schema_dir: str = flag("", "path of the schema file; the record directory's own by default")
     dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
     train_steps: int = flag(0, "stop after so many steps; 0 for all epochs")
+    objective: Literal["layers", "mlm"] = flag(
+        "layers",
+        "learn the teacher's layers (TinyBERT), or masked words and what the teacher says of them (DistilBERT)",
+    )
+
+
+@dataclass
+class Words:
+    """Loss of --objective mlm, whose weights are DistilBERT's."""
+
+    alpha_ce: float = flag(5.0, "weight of the divergence from the teacher's predictions of the masked words")
+    alpha_mlm: float = flag(2.0, "weight of the masked words themselves")
+    alpha_cos: float = flag(1.0, "weight of 1 - cosine of the last hidden states")
+    temperature: float = flag(2.0, "temperature T of the predictions, whose divergence is multiplied by its square")
+    masked_lm_prob: float = flag(0.15, "part of the words that is masked, others in every epoch")
 
 
 @dataclass
@@ -53,6 +79,7 @@ class Learning(OptimFlags):
 
 def run(
     config: Config,
+    words: Words,
     learning: Learning,
     student_flags: StudentFlags,
     run_flags: RunFlags,
@@ -66,13 +93,15 @@ def run(
     run_flags.output_dir = run_flags.output_dir or config.save_ckpt_path or "runs/general_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
     with open_run(run_flags, place) as (directory, log):
-        result = run_stage(prepare(config, learning, student_flags, run_flags, step_flags, place, directory, log))[0]
+        stage = prepare(config, words, learning, student_flags, run_flags, step_flags, place, directory, log)
+        result = run_stage(stage)[0]
         report.at_end(directory, log)
         return result
 
 
 def prepare(
     config: Config,
+    words: Words,
     learning: Learning,
     student_flags: StudentFlags,
     run_flags: RunFlags,
@@ -86,12 +115,16 @@ def prepare(
     Raises:
         UserError: they do not go together.
     """
+    masked = config.objective == "mlm"
+    _refuse_unused(config, words, student_flags)
     common.note_data_sink(config.enable_data_sink, place, log)
     if not config.load_teacher_ckpt_path:
         raise UserError("--load_teacher_ckpt_path is empty; expected the pretrained teacher's directory or .ckpt")
     with log.check("teacher") as found:
         weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
         found(common.described(weights))
+        if masked and "mlm.bias" not in weights.values:
+            raise UserError(f"{weights.source}: has no masked-LM head; minddistill pretrain-mlm trains one")
     rows = common.read_checked(
         config.data_dir,
         "--data_dir",
@@ -103,13 +136,20 @@ def prepare(
         verify=run_flags.verify_records,
         log=log,
     )
+    masking = common.masking(weights, words.masked_lm_prob, log) if masked else {}
     with log.check("student") as found:
-        wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler)
+        wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler and not masked)
         found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}")
-    pairs = common.matched_layers(student_flags.layer_map, wanted, weights.config, log)
+    if masked:
+        pairs = LayerMap((), (weights.config.num_hidden_layers,), (wanted.num_hidden_layers,))
+        fit = common.projection(wanted, weights.config, pairs, run_flags.seed)
+        objective = _masked_words(words, pairs, fit)
+    else:
+        pairs = common.matched_layers(student_flags.layer_map, wanted, weights.config, log)
+        fit = common.fit_dense(student_flags.fit_dense, wanted, weights.config, pairs, {}, run_flags.seed)
+        objective = Intermediate(pairs, fit, student_flags.loss_mode)
     buckets = common.buckets_for(step_flags.buckets, rows, student_flags.loss_mode == "reference")
-    encoder = weights.config.with_(labels=(), regression=False)
-    fit = common.fit_dense(student_flags.fit_dense, wanted, weights.config, pairs, {}, run_flags.seed)
+    encoder = weights.config.with_(labels=(), regression=False, pooler=weights.config.pooler and not masked)
     load = Load(
         wanted.parameters + params.count(fit),
         wanted,
@@ -125,13 +165,14 @@ def prepare(
 
     def build() -> Work:
         types = runtime.precision(step_flags.compute_type, step_flags.dtype, place.device)
-        teacher = store.build(weights, encoder, **types)
+        teacher = store.build(weights, encoder, mlm=masked, **types)
         if student_flags.init_from_teacher:
             layers = numbers(student_flags.init_from_teacher, "--init_from_teacher")
-            student = store.build(store.from_layers(weights, wanted, layers), seed=run_flags.seed, **types)
+            student = store.build(store.from_layers(weights, wanted, layers), seed=run_flags.seed, mlm=masked, **types)
         else:
-            student = store.new(wanted, run_flags.seed, **types)
-        log.line(f"The student has {wanted.num_hidden_layers} layers; they learn from teacher layers {pairs.attention}")
+            student = store.new(wanted, run_flags.seed, mlm=masked, **types)
+        told = "the masked words" if masked else f"teacher layers {pairs.attention}"
+        log.line(f"The student has {wanted.num_hidden_layers} layers; they learn from {told}")
 
         def save(name: str, found: Mapping[str, float]) -> Path:
             return store.save(
@@ -143,18 +184,20 @@ def prepare(
                 data={"corpus": str(config.data_dir), "rows": len(rows)},
                 metrics=found,
                 fit=common.fit_arrays(fit),
+                mlm=masked,
             )
 
-        batches = Loader(
-            rows,
-            step_flags.batch_size,
-            buckets=buckets,
-            seed=run_flags.seed,
-            shuffle=config.do_shuffle,
-            rank=place.rank,
-            size=place.size,
-        )
-        return Work(Distiller(student, teacher, Intermediate(pairs, fit, student_flags.loss_mode)), batches, save)
+        options = {
+            "buckets": buckets,
+            "seed": run_flags.seed,
+            "shuffle": config.do_shuffle,
+            "rank": place.rank,
+            "size": place.size,
+        }
+        if masked:
+            batches: Loader = MaskedLoader(rows, step_flags.batch_size, **masking, **options)
+            return Work(Distiller(MaskedWords(student), MaskedWords(teacher), objective), batches, save)
+        return Work(Distiller(student, teacher, objective), Loader(rows, step_flags.batch_size, **options), save)
 
     return Stage(
         name="general",
@@ -166,7 +209,7 @@ def prepare(
         flags=run_flags,
         runtime=place,
         log=log,
-        groups=[config, learning, student_flags, run_flags, step_flags],
+        groups=[config, words, learning, student_flags, run_flags, step_flags],
         content={"load_teacher_ckpt_path": {"weights": weights.fingerprint()}, "data_dir": rows.files},
         save_steps=config.save_checkpoint_step,
         keep=config.max_ckpt_num,
@@ -174,7 +217,29 @@ def prepare(
     )
 
 
-GROUPS = [Config, Learning, StudentFlags, RunFlags, StepFlags]
+def _refuse_unused(config: Config, words: Words, student: StudentFlags) -> None:
+    """See that no flag of the other objective is set."""
+    idle = unusual(words)
+    if config.objective == "mlm":
+        idle = {
+            name: value for name, value in unusual(student).items() if name in ("layer_map", "fit_dense", "loss_mode")
+        }
+    for name, value in idle.items():
+        raise UserError(f"--{name} {value}: has no part in --objective {config.objective}; leave it out")
+
+
+def _masked_words(words: Words, pairs: LayerMap, fit: FitDense | Same) -> Weighted:
+    """alpha_mlm MLM + alpha_ce T^2 KL, both at the masked words, + alpha_cos (1 - cosine of the last hidden states)."""
+    return Weighted(
+        [
+            (words.alpha_mlm, MaskedLM()),
+            (words.alpha_ce, MaskedSoftLabels(words.temperature)),
+            (words.alpha_cos, HiddenStates(pairs, fit, distance="cosine")),
+        ]
+    )
+
+
+GROUPS = [Config, Words, Learning, StudentFlags, RunFlags, StepFlags]
 examine = prepare  # all that `minddistill doctor` looks at
 
 

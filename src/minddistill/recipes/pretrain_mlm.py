@@ -10,10 +10,8 @@ from typing import Literal
 from .. import runtime
 from ..config import flag, parse
 from ..data.loader import MaskedLoader
-from ..data.tokenizer import load_tokenizer, special_id
 from ..distill.distiller import Distiller
 from ..distill.objectives import MaskedLM
-from ..errors import UserError
 from ..models import store
 from ..models.heads import MaskedWords
 from . import common, report
@@ -39,10 +37,6 @@ class Config:
     num_attention_heads: int = flag(12, "attention heads of a .ckpt that has no config.json beside it")
     device_target: str = flag("", "Ascend, GPU or CPU; empty takes the best that is there")
     device_id: int = flag(0, "number of the device")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.masked_lm_prob < 1:
-            raise UserError(f"--masked_lm_prob {self.masked_lm_prob}: expected a number between 0 and 1")
 
 
 @dataclass
@@ -93,12 +87,7 @@ def prepare(
         verify=run_flags.verify_records,
         log=log,
     )
-    with log.check("vocabulary") as found:
-        tokenizer = load_tokenizer(weights.directory)
-        mask = special_id(tokenizer, "[MASK]", "<mask>")
-        names = (("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[PAD]", "<pad>"))
-        special = {mask, *(special_id(tokenizer, *pair) for pair in names)}
-        found(f"{weights.config.vocab_size} word pieces, mask {mask}")
+    masking = common.masking(weights, config.masked_lm_prob, log)
     wanted = weights.config.with_(labels=(), regression=False, pooler=False)
     buckets = common.buckets_for(step_flags.buckets, rows, fixed=False)
     load = Load(wanted.parameters, wanted, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {})
@@ -126,10 +115,7 @@ def prepare(
         batches = MaskedLoader(
             rows,
             step_flags.batch_size,
-            mask=mask,
-            special=special,
-            vocabulary=wanted.vocab_size,
-            probability=config.masked_lm_prob,
+            **masking,
             buckets=buckets,
             seed=run_flags.seed,
         )

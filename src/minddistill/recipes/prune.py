@@ -18,7 +18,7 @@ from ..data.records import Rows
 from ..data.tokenizer import load_tokenizer
 from ..distill.distiller import Distiller
 from ..distill.layer_map import LayerMap, layer_map
-from ..distill.objectives import Intermediate, Labels, Prediction, Same, Weighted
+from ..distill.objectives import Intermediate, Labels, Prediction, Weighted
 from ..errors import UserError
 from ..models import store
 from ..models.config import ModelConfig
@@ -201,9 +201,7 @@ class Job:
         if student.layer_heads != tuple(teacher.layer_heads[layer] for layer in pairs.attention):
             self.log.line("heads: not as many as the teacher has; hidden states are compared, attention scores are not")
             pairs = LayerMap((), pairs.hidden)
-        if student.hidden_size == teacher.hidden_size:
-            return Intermediate(pairs, Same())
-        return Intermediate(pairs, common.fit_dense("shared", student, teacher, pairs, {}, self.run.seed))
+        return Intermediate(pairs, common.projection(student, teacher, pairs, self.run.seed))
 
 
 def run(

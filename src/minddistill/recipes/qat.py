@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .. import runtime
-from ..config import flag
+from ..config import common_flags, flag
 from ..files import model_path
 from ..models.config import ModelConfig
 from ..models.fake_quant import Grid, simulate
@@ -75,8 +75,7 @@ def train(
         schema_dir=config.schema_dir,
         dataset_type=config.dataset_type,
     )
-    shared = {item.name for item in fields(task_distill.Learning)} & {item.name for item in fields(training)}
-    learning = task_distill.Learning(**{name: getattr(training, name) for name in shared})
+    learning = task_distill.Learning(**common_flags(training, task_distill.Learning))
     run_dir = training.run_dir or f"{config.output_dir.rstrip('/')}-run"
     flags = RunFlags(run_dir, training.resume, calibration.seed, training.log_interval)
     place = runtime.start()

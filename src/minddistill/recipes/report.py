@@ -90,7 +90,8 @@ def _facts(made: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """Where the model comes from."""
     found = {"Command": made.get("command", "")}
     found |= {
-        "Teacher" if name == "teacher" else "Starts from": origin for name, origin in made.get("parents", {}).items()
+        name.capitalize() if name.startswith("teacher") else "Starts from": origin
+        for name, origin in made.get("parents", {}).items()
     }
     data = made.get("data", {})
     found |= {"Training records": data.get("train") or data.get("corpus", ""), "Training rows": data.get("rows", "")}

@@ -36,6 +36,7 @@ FREE = {
     "teacher_num_attention_heads",
     "data_dir",
     "train_data_dir",
+    "aug_train",
     "eval_data_dir",
     "schema_dir",
     "dataset_type",

@@ -22,10 +22,10 @@ from ..config import flag, parse, read_yaml
 from ..errors import UserError
 from ..files import read_json, write_json, write_text
 from ..train.log import read_metrics
-from . import finetune, task_distill
+from . import distill, finetune, task_distill
 from .stage import DONE
 
-_STAGES = {"finetune": finetune, "task-distill": task_distill}
+_STAGES = {"finetune": finetune, "task-distill": task_distill, "distill": distill}
 # Of a trial that is not the best: its models and states. Its numbers stay.
 _LARGE = ("best", "last", "phase1", "checkpoints", "teacher_cache")
 _LOOK = 0.5  # seconds between two looks at a trial's metrics
@@ -37,7 +37,7 @@ class Config:
 
     config: str = flag("", "YAML of the command's flags that stay")
     space: str = flag("", "YAML of the flags that vary: NAME: [a, b] or NAME: {low: 1, high: 5, log: false}")
-    command: Literal["task-distill", "finetune"] = flag("task-distill", "command whose flags these are")
+    command: Literal["task-distill", "finetune", "distill"] = flag("task-distill", "command whose flags these are")
     trials: int = flag(20, "trials in the whole study, those of earlier runs and other processes included")
     processes: int = flag(1, "processes that run trials side by side; the same command elsewhere may join them")
     prune: bool = flag(True, "stop a trial whose dev metric at an epoch is below the median of earlier trials'")

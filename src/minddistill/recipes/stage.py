@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 
 from .. import runtime
 from ..config import dump
@@ -31,6 +31,16 @@ from .flags import RunFlags
 DONE = "done.json"
 
 
+class Companion(Protocol):
+    """A network that trains beside the one of a stage."""
+
+    def tensors(self) -> dict[str, Parameter]:
+        """All of it that changes, by name, so that a run can be resumed."""
+
+    def around(self, step: Callable[..., tuple], state: TrainState) -> Callable[..., tuple]:
+        """The stage's step with its own around it, which takes the same and returns the same."""
+
+
 @dataclass
 class Work:
     """What a stage works with, once it is built.
@@ -39,6 +49,7 @@ class Work:
         save: writes the model directory of a name (best, last) with its metrics.
         evaluate: the metrics that choose the best model, the main one first.
         pruner: makes trained weights sparse; the best model is chosen among those of its full sparsity.
+        companion: trains beside the cell.
     """
 
     cell: Distiller
@@ -46,6 +57,7 @@ class Work:
     save: Callable[[str, Mapping[str, float]], Path]
     evaluate: Callable[[], dict[str, float]] | None = None
     pruner: Pruner | None = None
+    companion: Companion | None = None
 
 
 @dataclass
@@ -130,7 +142,10 @@ def _train(
         updates = min(updates, -(-total // stage.step.accumulate))
     pruner = work.pruner
     optimizer, scale, step = stage.step_of(cell, updates, pruner)
-    state = TrainState(cell.trained(), optimizer, scale, identity, more=pruner.tensors() if pruner else {})
+    more = {name: value for part in (pruner, work.companion) if part for name, value in part.tensors().items()}
+    state = TrainState(cell.trained(), optimizer, scale, identity, more=more)
+    if work.companion:
+        step = work.companion.around(step, state)
     if saved:
         saved.into(state)
         stage.log.line(f"Resumed from {saved.file} (epoch {state.epoch + 1}, step {state.step})")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from .. import params, runtime
 from ..config import flag, numbers, parse
 from ..data.loader import Loader
 from ..data.records import Rows
-from ..data.teacher_cache import Layout
-from ..distill.distiller import CachedTeacher, Distiller
+from ..data.teacher_cache import Layout, TeacherCache
+from ..distill.distiller import CachedTeacher, Distiller, Ensemble
 from ..distill.layer_map import LayerMap
 from ..distill.objectives import Intermediate, Prediction
 from ..errors import UserError
@@ -45,10 +47,13 @@ class Config:
     save_ckpt_step: int = flag(1000, "steps between checkpoints", "save_checkpoint_step")
     max_ckpt_num: int = flag(1, "checkpoints kept")
     data_sink_steps: int = flag(1, "steps of one sink")
-    load_teacher_ckpt_path: str = flag("", "the fine-tuned teacher: model directory or .ckpt")
+    load_teacher_ckpt_path: str = flag(
+        "", "the fine-tuned teacher: model directory or .ckpt; of several, with commas, phase 2 takes the mean logits"
+    )
     load_gd_ckpt_path: str = flag("", "the student after general distillation: model directory or .ckpt")
     load_td1_ckpt_path: str = flag("", "the student after phase 1, which is then skipped; or the model to evaluate")
     train_data_dir: str = flag("", "record directory to train on")
+    aug_train: str = flag("", "augmented record directory, whose rows both phases take in place of --train_data_dir's")
     eval_data_dir: str = flag(
         "", "record directory to evaluate on; of several, with commas, the first selects the best"
     )
@@ -92,7 +97,7 @@ class Job:
     place: runtime.Runtime
     directory: Path
     log: Any
-    teacher: store.Weights
+    teachers: list[store.Weights]
     train: Rows
     dev: Rows | None
     buckets: list[int]
@@ -108,27 +113,58 @@ class Job:
         )
 
     @property
+    def teacher(self) -> store.Weights:
+        """The teacher; of several, the first, whose family and tokenizer the student has."""
+        return self.teachers[0]
+
+    def require_one_teacher(self, what: str) -> None:
+        """See that there is one teacher for what compares layers.
+
+        Raises:
+            UserError: there are several; names what wants one.
+        """
+        if len(self.teachers) > 1:
+            raise UserError(
+                f"--load_teacher_ckpt_path names {len(self.teachers)} teachers, whose logits have a mean and whose layers "
+                f"have none; {what} wants one"
+            )
+
+    @property
     def head(self) -> dict[str, Any]:
         """What the student's head has from its teacher."""
         taken = ("labels", "regression", "relu_before_classifier")
         return {name: getattr(self.teacher.config, name) for name in taken} | {"pooler": True}
 
-    def check(self, teacher: TextModel | None) -> None:
-        """Measure the teacher, where it and dev records are here, and keep its predictions for the report."""
-        if self.dev is None or teacher is None:
+    def check(self, teachers: Sequence[TextModel | None]) -> None:
+        """Measure the teachers, where they and dev records are here, and keep the first one's predictions for the report."""
+        if self.dev is None:
             return
         shapes = common.eval_buckets(self.buckets, self.dev)
-        found = common.check_teacher(teacher, self.dev, shapes, self.learning.allow_weak_teacher, self.log.line)
-        if not self.place.rank:
-            found.write(self.directory / report.TEACHER_PREDICTIONS)
+        for index, teacher in enumerate(teachers):
+            if teacher is None:
+                continue
+            if len(teachers) > 1:
+                self.log.line(f"Teacher {index + 1} of {len(teachers)}: {self.teachers[index].source}")
+            found = common.check_teacher(teacher, self.dev, shapes, self.learning.allow_weak_teacher, self.log.line)
+            if not index and not self.place.rank:
+                found.write(self.directory / report.TEACHER_PREDICTIONS)
 
     @property
     def content(self) -> dict[str, dict[str, str]]:
         """Fingerprints of what both phases read."""
         return {
-            "load_teacher_ckpt_path": {"weights": self.teacher.fingerprint()},
-            "train_data_dir": self.train.files,
+            "load_teacher_ckpt_path": {
+                "weights" + (f" {index + 1}" if index else ""): weights.fingerprint()
+                for index, weights in enumerate(self.teachers)
+            },
+            "aug_train" if self.config.aug_train else "train_data_dir": self.train.files,
         }
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """The teachers, as a student's record names them."""
+        paths = self.config.load_teacher_ckpt_path.split(",")
+        return {"teacher" + (f" {index + 1}" if index else ""): path for index, path in enumerate(paths)}
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -149,15 +185,15 @@ class Job:
         setting = self.learning.teacher_cache
         return self.directory / "teacher_cache" if setting == "auto" else Path(setting)
 
-    def built_teacher(self) -> TextModel | None:
-        """The teacher, or None where only its outline is here."""
-        return None if self.teacher.outline else self.build(self.teacher, self.teacher.config)
+    def built_teachers(self) -> list[TextModel | None]:
+        """The teachers, each None where only its outline is here."""
+        return [None if weights.outline else self.build(weights, weights.config) for weights in self.teachers]
 
-    def cached(self, pairs: LayerMap | None) -> tuple[dict[str, Any], Layout, int]:
+    def cached(self, pairs: LayerMap | None, teacher: store.Weights) -> tuple[dict[str, Any], Layout, int]:
         """Whose outputs a phase's cache holds, which of them, and in how many epochs they are read."""
         types = {"compute_type": self.step.compute_type, "dtype": self.step.dtype}
-        owner = teacher_cache.identity(self.teacher, self.train, types, self.caches)
-        layout = teacher_cache.layout_of(self.teacher.config, pairs)
+        owner = teacher_cache.identity(teacher, self.train, types, self.caches)
+        layout = teacher_cache.layout_of(teacher.config, pairs)
         if pairs is None:
             layout = teacher_cache.begun(self.caches, owner) or layout
         return owner, layout, self.config.td_phase2_epoch_size + (self.config.td_phase1_epoch_size if pairs else 0)
@@ -170,14 +206,16 @@ class Job:
         """
         cache = {}
         if self.learning.teacher_cache not in teacher_cache.SETTINGS:  # "auto" sees for itself what it may take
-            owner, layout, _ = self.cached(pairs)
-            if not teacher_cache.path_of(self.caches, owner, layout).is_dir():
-                cache = {self.caches: layout.bytes(self.train.length)}
+            layouts = [self.cached(pairs, teacher)[:2] for teacher in self.teachers]
+            new = [
+                layout for owner, layout in layouts if not teacher_cache.path_of(self.caches, owner, layout).is_dir()
+            ]
+            cache = {self.caches: sum(layout.bytes(self.train.length) for layout in new)}
         load = Load(
             trained,
             student,
             self.teacher.config,
-            sum(value.size for value in self.teacher.values.values()),
+            sum(value.size for weights in self.teachers for value in weights.values.values()),
             len(pairs.attention) if pairs else 0,
             self.step.batch_size,
             self.buckets,
@@ -187,26 +225,31 @@ class Job:
         check_load(load, self.directory, self.place.device, self.log)
 
     def taught(
-        self, pairs: LayerMap | None, teacher: TextModel | None
-    ) -> tuple[TextModel | CachedTeacher, Callable | None]:
-        """What a phase learns from, the teacher or its cache, and the columns that a cache adds to the batches.
+        self, pairs: LayerMap | None, teachers: Sequence[TextModel | None]
+    ) -> tuple[TextModel | Ensemble | CachedTeacher, Callable | None]:
+        """What a phase learns from, teachers or their caches, and the columns that caches add to the batches.
 
         Args:
             pairs: of phase 1; None for phase 2, which reads the logits of phase 1's cache where there is one.
         """
-        setting = self.learning.teacher_cache
-        if setting == "off" and teacher is not None:
-            return teacher, None
-        owner, layout, epochs = self.cached(pairs)
-        started = teacher_cache.path_of(self.caches, owner, layout).is_dir()
-        if setting == "auto" and teacher is not None and not started and not self.caching_pays(layout, epochs):
-            return teacher, None
-        cache = teacher_cache.filled(
-            self.caches, layout, self.train, owner, teacher, self.buckets, epochs, self.place, self.log.line
-        )
+        setting, live = self.learning.teacher_cache, all(teachers)
+        source = Ensemble(teachers) if live and len(teachers) > 1 else teachers[0]
+        if setting == "off" and live:
+            return source, None
+        found = [self.cached(pairs, weights) for weights in self.teachers]
+        _, layout, epochs = found[0]
+        started = any(teacher_cache.path_of(self.caches, owner, kept).is_dir() for owner, kept, _ in found)
+        if setting == "auto" and live and not started and not self.caching_pays(layout, epochs):
+            return source, None
+        caches = [
+            teacher_cache.filled(
+                self.caches, kept, self.train, owner, teacher, self.buckets, epochs, self.place, self.log.line
+            )
+            for (owner, kept, _), teacher in zip(found, teachers, strict=True)
+        ]
         if pairs is None:
-            return CachedTeacher(0, 0, True), cache.logits
-        return CachedTeacher(len(layout.hidden), len(layout.attention), False), cache.batch
+            return CachedTeacher(), mean_logits(caches)
+        return CachedTeacher(len(layout.hidden), len(layout.attention)), caches[0].batch
 
     def caching_pays(self, layout: Layout, epochs: int) -> bool:
         """Whether `--teacher_cache auto` keeps a layout, decided once for a run: float16 outputs make other weights."""
@@ -258,7 +301,7 @@ def run(
     if not config.do_train and config.distribute:
         raise UserError("--do_train false --distribute true: evaluation runs in one process; give --distribute false")
     if not config.do_train:
-        return _evaluate(config, learning, run_flags, config.load_td1_ckpt_path, run_flags.output_dir)
+        return evaluate_all(config, learning, run_flags, config.load_td1_ckpt_path, run_flags.output_dir)
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
     with open_run(run_flags, place, ("phase1", "")) as (directory, log):
@@ -268,7 +311,7 @@ def run(
         job.forget_cache()
         if not place.rank:
             if config.do_eval and "," in config.eval_data_dir:
-                _evaluate(config, learning, run_flags, str(result[0]), str(directory / "evaluation"))
+                evaluate_all(config, learning, run_flags, str(result[0]), str(directory / "evaluation"))
             report.at_end(directory, log)
         return result
 
@@ -292,9 +335,12 @@ def prepare(
     config.load_teacher_ckpt_path = config.load_teacher_ckpt_path or teacher_cache.outline_in(learning.teacher_cache)
     if not config.load_teacher_ckpt_path:
         raise UserError("--load_teacher_ckpt_path is empty; expected the fine-tuned teacher's directory or .ckpt")
-    with log.check("teacher") as found:
-        weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
-        found(common.described(weights))
+    teachers = []
+    for path in config.load_teacher_ckpt_path.split(","):
+        with log.check("teacher") as found:
+            teachers.append(store.read_weights(path, learning.teacher_num_attention_heads))
+            found(common.described(teachers[-1]))
+    weights = teachers[0]
     options = {
         "task": config.task_name,
         "kind": config.dataset_type,
@@ -302,15 +348,21 @@ def prepare(
         "verify": run_flags.verify_records,
         "log": log,
     }
-    train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
+    train = _training_rows(config, weights, options)
     # The first of several (MNLI's matched and mismatched) selects the best student.
     first = config.eval_data_dir.split(",")[0]
     dev = None
     if first:
         dev = common.read_checked(first, "--eval_data_dir", weights.config, weights.directory, **options)
+    for other in teachers[1:]:
+        with log.check("vocabulary of a teacher") as found:
+            _check_reads(other, train, weights)
+            found(f"{other.source} reads the ids of the first")
     with log.check("labels") as found:
-        weights = common.align_labels(weights, train, log.line)
-        weights.config.require_classifier(weights.source)
+        teachers = [common.align_labels(teacher, train, log.line) for teacher in teachers]
+        for teacher in teachers:
+            teacher.config.require_classifier(teacher.source)
+        weights = teachers[0]
         if not weights.config.regression:
             for rows in filter(None, (train, dev)):
                 rows.check_classes(weights.config.num_labels)
@@ -322,10 +374,56 @@ def prepare(
             f"{train.directory}: rows of {train.seq_length} tokens, --seq_length is {student.seq_length}; make them agree"
         )
     buckets = common.buckets_for(step_flags.buckets, train, student.loss_mode == "reference")
-    return Job(config, learning, student, run_flags, step_flags, place, directory, log, weights, train, dev, buckets)
+    return Job(config, learning, student, run_flags, step_flags, place, directory, log, teachers, train, dev, buckets)
 
 
-def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
+def _training_rows(config: Config, teacher: store.Weights, options: Mapping[str, Any]) -> Rows:
+    """The rows to train on: those of `--aug_train` where it is given, which are then seen to be of the same task as those
+    of `--train_data_dir` where that is given too."""
+
+    def read(directory: str, name: str) -> Rows:
+        return common.read_checked(directory, name, teacher.config, teacher.directory, **options)
+
+    if not config.aug_train:
+        return read(config.train_data_dir, "--train_data_dir")
+    augmented = read(config.aug_train, "--aug_train")
+    if config.train_data_dir:
+        plain = read(config.train_data_dir, "--train_data_dir")
+        for name in ("task", "labels", "regression"):
+            if augmented.meta.get(name) != plain.meta.get(name):
+                raise UserError(
+                    f"--aug_train {config.aug_train}: {name} {augmented.meta.get(name)}; {config.train_data_dir} has "
+                    f"{plain.meta.get(name)}; augment the text that those records were made of"
+                )
+        options["log"].line(f"Training on {len(augmented)} augmented rows in place of {len(plain)}")
+    return augmented
+
+
+def _check_reads(other: store.Weights, rows: Rows, first: store.Weights) -> None:
+    """See that a further teacher reads the records as the first does.
+
+    Raises:
+        UserError: it has another vocabulary.
+    """
+    if other.config.vocab_size != first.config.vocab_size:
+        raise UserError(
+            f"{other.source}: reads {other.config.vocab_size} word pieces, {first.source} {first.config.vocab_size}; "
+            "all teachers read the same records"
+        )
+    common.check_vocabulary(rows, other.config, other.directory)
+
+
+def mean_logits(caches: Sequence[TeacherCache]) -> Callable[[np.ndarray, int], dict[str, np.ndarray]]:
+    """A column of batches: the mean of several teachers' logits, as `Ensemble` has it."""
+
+    def columns(rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        found = [cache.logits(rows, length)["teacher_logits"] for cache in caches]
+        return {"teacher_logits": np.mean(found, 0, dtype=np.float32)}
+
+    return columns
+
+
+def first_weights(job: Job) -> tuple[store.Weights | None, str]:
     """What the student of phase 1 starts from (None for random weights), and what to call it."""
     if job.config.load_gd_ckpt_path:
         if job.student.init_from_teacher:
@@ -341,7 +439,7 @@ def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
     return None, "random weights"
 
 
-def _first_student(job: Job, weights: store.Weights | None, wanted: ModelConfig) -> TextModel:
+def first_student(job: Job, weights: store.Weights | None, wanted: ModelConfig) -> TextModel:
     if weights is not None:
         return job.build(weights, wanted, ("classifier.", "pooler."))
     types = runtime.precision(job.step.compute_type, job.step.dtype, job.place.device)
@@ -349,8 +447,13 @@ def _first_student(job: Job, weights: store.Weights | None, wanted: ModelConfig)
 
 
 def phase_one(job: Job) -> Stage:
-    """Intermediate layers: the student and projection that `job` asks for, and what they learn from."""
-    weights, origin = _first_weights(job)
+    """Intermediate layers: the student and projection that `job` asks for, and what they learn from.
+
+    Raises:
+        UserError: student and teacher do not go together, or there are several teachers.
+    """
+    job.require_one_teacher("phase 1 (--load_td1_ckpt_path leaves it out)")
+    weights, origin = first_weights(job)
     with job.log.check("student") as found:
         wanted = job.student.config(job.teacher.config) if weights is None else weights.config
         wanted = wanted.with_(**job.head)
@@ -361,17 +464,17 @@ def phase_one(job: Job) -> Stage:
     job.check_load(wanted, wanted.parameters + params.count(fit), pairs)
 
     def build() -> Work:
-        student = _first_student(job, weights, wanted)
+        student = first_student(job, weights, wanted)
         job.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
-        teacher = job.built_teacher()
-        job.check(teacher)
-        source, columns = job.taught(pairs, teacher)
+        teachers = job.built_teachers()
+        job.check(teachers)
+        source, columns = job.taught(pairs, teachers)
         kept = pairs.kept() if columns else pairs
 
         def save(name: str, found: Mapping[str, float]) -> Path:
             arrays = common.fit_arrays(fit)
             command = "minddistill task-distill (phase 1)"
-            return _save(job, student, job.directory / "phase1" / name, command, origin, found, arrays)
+            return save_model(job, student, job.directory / "phase1" / name, command, origin, found, arrays)
 
         return Work(
             Distiller(student, source, Intermediate(kept, fit, job.student.loss_mode)), job.loader(columns), save
@@ -418,12 +521,12 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
         def save(name: str, found: Mapping[str, float]) -> Path:
             if name == "best" and evaluator is not None:
                 evaluator.write(job.directory / report.BEST_PREDICTIONS)
-            return _save(job, student, job.directory / name, command, str(first), found, weights.fit)
+            return save_model(job, student, job.directory / name, command, str(first), found, weights.fit)
 
-        teacher = job.built_teacher()
+        teachers = job.built_teachers()
         if job.config.load_td1_ckpt_path:  # phase 1, which checks the teacher, was left out
-            job.check(teacher)
-        source, columns = job.taught(None, teacher)
+            job.check(teachers)
+        source, columns = job.taught(None, teachers)
         objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.regression)
         return Work(Distiller(student, source, objective), job.loader(columns), save, evaluator and evaluator.metrics)
 
@@ -444,7 +547,7 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
     )
 
 
-def _save(
+def save_model(
     job: Job,
     model: TextModel,
     directory: Path,
@@ -458,14 +561,14 @@ def _save(
         model,
         tokenizer_from=job.teacher.directory,
         command=command,
-        parents={"teacher": str(job.config.load_teacher_ckpt_path), "student": origin},
-        data={"train": str(job.config.train_data_dir), "rows": len(job.train), "task": job.train.meta.get("task", "")},
+        parents=job.parents | {"student": origin},
+        data={"train": str(job.train.directory), "rows": len(job.train), "task": job.train.meta.get("task", "")},
         metrics=found,
         fit=fit,
     )
 
 
-def _evaluate(
+def evaluate_all(
     config: Config, learning: Learning, run_flags: RunFlags, model: str, output_dir: str
 ) -> tuple[Path, dict[str, float]]:
     """Measure a model on every directory of `--eval_data_dir`; the first one's metrics are returned."""

@@ -1,0 +1,121 @@
+"""Distillation in one stage, from several teachers and on augmented rows: end to end and tiny."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import QUICK, command
+
+from minddistill.data.teacher_cache import Layout, TeacherCache
+from minddistill.distill.distiller import Ensemble
+from minddistill.models import store
+from minddistill.models.heads import predict_function
+from minddistill.models.presets import preset
+from minddistill.recipes.task_distill import mean_logits
+
+ALL_TERMS = ["--state_loss_ratio", 1.0, "--state_loss", "cosine", "--att_loss_ratio", 0.5]
+
+
+def flags(data, teacher, out) -> list:
+    sets = ["--load_teacher_ckpt_path", teacher, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
+    size = ["--student", "test-2l-32", "--init_from_teacher", "1,3", "--learning_rate", 2e-3, "--output_dir", out]
+    return [*sets, *size, *QUICK]
+
+
+@pytest.fixture(scope="module")
+def augmented(tmp_path_factory, tiny_text, vocabulary) -> Path:
+    out = tmp_path_factory.mktemp("augmented") / "train"
+    text = ["--task_name", "custom", "--train_file", tiny_text / "train.tsv", "--tokenizer", vocabulary]
+    assert command("augment", "--method", "mask", "--times", 2, "--max_seq_length", 12, *text, "--output_dir", out) == 0
+    return out
+
+
+def test_student_learns_from_labels_predictions_states_and_attention(data, teacher, tmp_path):
+    more = ["--epoch_size", 3, "--alpha", 0.3, "--temperature", 2, *ALL_TERMS]
+    assert command("distill", *flags(data, teacher, tmp_path), *more) == 0
+    record = json.loads((tmp_path / "best" / "minddistill.json").read_text())
+    assert record["metrics"]["accuracy"] > 0.9 and record["parents"]["teacher"] == str(teacher)
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    for row in rows:
+        soft = 0.3 * row["label_loss"] + 0.7 * row["soft_loss"]
+        assert row["loss"] == pytest.approx(soft + 0.5 * row["attention_loss"] + row["hidden_loss"], rel=1e-4)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert "student, accuracy" in (tmp_path / "report.html").read_text()
+    assert "Teacher cache: written" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_student_of_two_teachers_learns_from_augmented_rows(data, teacher, augmented, tmp_path):
+    # The mean of a teacher and itself is that teacher, so that the student is the one of a single teacher.
+    short = ["--aug_train", augmented, "--epoch_size", 1, "--train_steps", 8]
+    for name, teachers in (("one", teacher), ("two", f"{teacher},{teacher}")):
+        assert command("distill", *flags(data, teachers, tmp_path / name), *short, "--teacher_cache", tmp_path) == 0
+    one, two = ((tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    record = json.loads((tmp_path / "two" / "last" / "minddistill.json").read_text())
+    assert record["parents"]["teacher"] == record["parents"]["teacher 2"] == str(teacher)
+    rows = json.loads((augmented / "meta.json").read_text())["rows"]
+    assert record["data"] == {"train": str(augmented), "rows": rows, "task": "custom"} and rows > 240
+    assert f"Training on {rows} augmented rows in place of 240" in (tmp_path / "two" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_both_phases_of_task_distillation_take_augmented_rows(data, teacher, augmented, tmp_path):
+    epochs = ["--td_phase1_epoch_size", 1, "--td_phase2_epoch_size", 1]
+    names = ["--learning_rate", 2e-3, "--train_data_dir", ""]
+    assert command("task-distill", *flags(data, teacher, tmp_path), *epochs, *names, "--aug_train", augmented) == 0
+    rows = json.loads((augmented / "meta.json").read_text())["rows"]
+    log = (tmp_path / "log.txt").read_text()
+    assert f"phase1: {rows} rows" in log and f"phase2: {rows} rows" in log
+
+
+def test_several_teachers_say_the_mean_of_their_logits(tmp_path):
+    config = preset("test-2l-32").with_(vocab_size=20, labels=("a", "b"), pooler=True)
+    teachers = [store.new(config, seed=seed) for seed in (1, 2)]
+    names = ("input_ids", "input_mask", "segment_ids")
+    batch = {name: np.ones((2, 4), np.int32) for name in names}
+    apart = [predict_function(teacher)(batch) for teacher in teachers]
+    mean = (apart[0] + apart[1]) / 2
+    np.testing.assert_allclose(predict_function(Ensemble(teachers))(batch), mean, rtol=1e-5)
+    caches = [
+        TeacherCache(tmp_path / str(i), Layout((), (), 32, 2, 2), np.full(2, 4), {"teacher": i}) for i in range(2)
+    ]
+    none = np.zeros(0, np.float16)
+    for cache, logits in zip(caches, apart, strict=True):
+        cache.missing()
+        cache.write(0, iter([(row, none, none, logits[row]) for row in range(2)]))
+    np.testing.assert_array_equal(mean_logits(caches)(np.array([1, 0]), 4)["teacher_logits"], mean[::-1])
+
+
+def test_mistakes_end_in_one_line(data, teacher, tiny_encoder, augmented, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in augmented.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    meta = json.loads((other / "meta.json").read_text())
+    (other / "meta.json").write_text(json.dumps(meta | {"labels": ["yes", "no"]}))
+    cases = [
+        (["--alpha", 2], "--alpha 2.0: expected a number from 0"),
+        (["--temperature", 0], "--temperature 0.0: expected a positive number"),
+        (["--state_loss", "cosine"], "--state_loss cosine: has no part without --state_loss_ratio above 0"),
+        (
+            ["--layer_map", "last"],
+            "--layer_map last: has no part without --state_loss_ratio or --att_loss_ratio above 0",
+        ),
+        ([*ALL_TERMS, "--loss_mode", "reference"], "--state_loss cosine wants masked"),
+        ([*ALL_TERMS, "--load_teacher_ckpt_path", f"{teacher},{teacher}"], "--state_loss_ratio wants one"),
+        (["--load_teacher_ckpt_path", f"{teacher},{tiny_encoder}"], "trained on the labels (none"),
+        (["--aug_train", other], f"--aug_train {other}: labels ['yes', 'no']"),
+        (["--init_from_teacher", "", "--num_attention_heads", 2, *ALL_TERMS], "the student has 2 attention heads"),
+    ]
+    for more, message in cases:
+        assert command("distill", *flags(data, teacher, tmp_path / "run"), *more) == 2, message
+        error = capsys.readouterr().err
+        assert message in error and len(error.strip().splitlines()) == 1, error
+    phases = flags(data, f"{teacher},{teacher}", tmp_path / "run")
+    assert command("task-distill", *phases) == 2
+    assert "phase 1 (--load_td1_ckpt_path leaves it out) wants one" in capsys.readouterr().err
+    assert command("doctor", "distill", *flags(data, teacher, tmp_path / "run"), *ALL_TERMS) == 0
+    assert "learn from teacher layers (1, 3)" in capsys.readouterr().out
