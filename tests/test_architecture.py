@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "minddistill"
-FLOOR = {"config", "errors", "files", "launch", "link", "native", "params", "runtime", "workers"}
+FLOOR = {"config", "errors", "files", "launch", "link", "native", "params", "problems", "runtime", "workers"}
 PACKAGES = {"bench", "data", "distill", "evaluation", "export", "models", "prune", "search", "train"}
 # A model runs as it was described, with its tokenizer, and its logits become scores as in evaluation; what is pruned is
 # a model and its tokenizer.

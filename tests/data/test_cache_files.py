@@ -48,7 +48,7 @@ def test_rows_come_back_padded(cache):
         np.testing.assert_array_equal(found["teacher_attention_0"][place, :, :size, :size], attention[0])
         assert not found["teacher_attention_0"][place, :, size:].any()
         np.testing.assert_array_equal(found["teacher_logits"][place], logits)
-    np.testing.assert_array_equal(cache.logits(np.array([2]))["teacher_logits"][0], outputs(2)[2])
+    np.testing.assert_array_equal(cache.logits(np.array([2]), 6)["teacher_logits"][0], outputs(2)[2])
 
 
 def test_interrupted_writing_goes_on_where_it_stopped(cache):

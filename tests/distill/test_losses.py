@@ -7,8 +7,18 @@ from mindspore import Tensor
 
 from minddistill.distill import losses
 from minddistill.distill.layer_map import layer_map
-from minddistill.distill.objectives import FitDense, HiddenStates, Intermediate, Prediction, Same, check_heads, logits
+from minddistill.distill.objectives import (
+    FitDense,
+    HiddenStates,
+    Intermediate,
+    Labels,
+    Prediction,
+    Same,
+    check_heads,
+    logits,
+)
 from minddistill.errors import UserError
+from minddistill.problems import MULTI, REGRESSION, TOKEN
 
 
 def tensor(values):
@@ -155,7 +165,7 @@ def test_logits_mixes_labels_and_predictions_by_alpha():
 def test_logits_of_a_regression_are_squared_errors():
     batch = {"weight": ONE, "rows": tensor(1.0), "label_ids": tensor([3.0])}
     student, teacher = {"logits": tensor([[1.0]])}, {"logits": tensor([[2.0]])}
-    loss, _ = logits(0.5, 4.0, regression=True)(*map(ms.mutable, (batch, student, teacher)))
+    loss, _ = logits(0.5, 4.0, REGRESSION)(*map(ms.mutable, (batch, student, teacher)))
     assert float(loss.asnumpy()) == pytest.approx(0.5 * 4 + 0.5 * 1)
 
 
@@ -193,3 +203,55 @@ def test_impossible_layer_maps_are_refused(spec, student, message):
 def test_unequal_heads_are_refused():
     with pytest.raises(UserError, match="4 attention heads, the teacher 12"):
         check_heads(layer_map("last", 1, 2), 4, 12)
+
+
+def test_binary_cross_entropy_by_hand():
+    logits, labels = tensor([[0.0, 2.0], [-1.0, 500.0]]), tensor([[1.0, 0.0], [1.0, 1.0]])
+    expected = (np.log(2) + np.log1p(np.exp(2)) + np.log1p(np.exp(1)) + 0) / 4
+    found = losses.binary_cross_entropy(logits, labels, tensor([1.0, 1.0]), tensor(2.0))
+    assert float(found.asnumpy()) == pytest.approx(expected, abs=1e-6)
+    alone = losses.binary_cross_entropy(logits, labels, tensor([1.0, 0.0]), tensor(1.0))
+    assert float(alone.asnumpy()) == pytest.approx((np.log(2) + np.log1p(np.exp(2))) / 2, abs=1e-6)
+
+
+def test_soft_binary_cross_entropy_has_the_temperature_on_both_sides():
+    target, z = 1 / (1 + np.exp(-4 / 2)), 2 / 2
+    expected = target * np.log1p(np.exp(-z)) + (1 - target) * np.log1p(np.exp(z))
+    found = losses.soft_binary_cross_entropy(tensor([[2.0]]), tensor([[4.0]]), 2.0, ONE, tensor(1.0))
+    assert float(found.asnumpy()) == pytest.approx(expected, abs=1e-6)
+
+
+def words_of(logits, labels, weight):
+    """A batch and outputs of two rows of three positions."""
+    batch = {
+        "label_ids": Tensor(np.array(labels, np.int32)),
+        "weight": tensor(weight),
+        "rows": tensor(2.0),
+        "words": tensor(float(sum((np.array(row) >= 0).sum() for row in labels))),
+    }
+    return batch, {"logits": tensor(logits)}
+
+
+def test_token_losses_count_the_first_pieces_of_words_alone():
+    """Two words in row 0 and one in row 1; what the other positions say does not matter."""
+    mine = [[[9.0, 9.0], [0.0, 1.0], [2.0, 0.0]], [[1.0, 0.0], [7.0, -7.0], [0.0, 0.0]]]
+    labels = [[-100, 1, 0], [1, -100, -100]]
+    batch, student = words_of(mine, labels, [1.0, 1.0])
+    terms = [np.log1p(np.exp(-1)), np.log1p(np.exp(-2)), np.log1p(np.exp(1))]
+    loss, _ = Labels(TOKEN)(batch, student, {})
+    assert float(loss.asnumpy()) == pytest.approx(sum(terms) / 3, abs=1e-5)
+    teacher = {"logits": tensor(np.zeros((2, 3, 2)))}
+    loss, _ = Prediction(problem=TOKEN)(batch, student, teacher)
+    # Against a uniform teacher: the mean of both classes' -log p, over the classes too.
+    expected = sum((np.log1p(np.exp(-d)) + np.log1p(np.exp(d))) / 2 for d in (1, 2, 1)) / (2 * 3)
+    assert float(loss.asnumpy()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_hard_and_soft_losses_of_each_problem_are_weighed():
+    student, teacher = {"logits": tensor([[2.0, 0.0]])}, {"logits": tensor([[0.0, 0.0]])}
+    batch = {"label_ids": tensor([[1.0, 0.0]]), "weight": ONE, "rows": tensor(1.0)}
+    hard = (np.log1p(np.exp(-2)) + np.log(2)) / 2
+    soft = ((np.log1p(np.exp(-2)) + np.log1p(np.exp(2))) / 2 + np.log(2)) / 2
+    loss, terms = Prediction(hard_weight=0.25, problem=MULTI)(batch, student, teacher)
+    assert [float(term.asnumpy()) for term in terms] == pytest.approx([soft, hard], abs=1e-5)
+    assert float(loss.asnumpy()) == pytest.approx(0.75 * soft + 0.25 * hard, abs=1e-5)

@@ -13,7 +13,7 @@ from minddistill.models.presets import preset
         {"labels": ("a", "b", "c")},
         {"pooler": False},
         {"family": "electra", "embedding_size": 16, "labels": ("a", "b")},
-        {"family": "roberta", "type_vocab_size": 1, "pad_token_id": 1, "labels": ("score",), "regression": True},
+        {"family": "roberta", "type_vocab_size": 1, "pad_token_id": 1, "labels": ("score",), "problem": "regression"},
         {"family": "distilbert", "type_vocab_size": 0},
         {"use_relative_positions": True, "max_relative_position": 3, "attention_head_size": 5},
         {"num_attention_heads_per_layer": (4, 1, 2, 1), "intermediate_size_per_layer": (3, 64, 20, 7)},

@@ -10,6 +10,7 @@ from minddistill.__main__ import run_command
 from minddistill.data.records import read_rows
 from minddistill.data.tokenizer import load_tokenizer
 from minddistill.models import store
+from minddistill.problems import REGRESSION, SINGLE
 
 A, B = "the film is good", "a dull plot"
 # Task: header of the training file, its rows, header of the test file, its row, and the classes that records keep.
@@ -78,7 +79,7 @@ def test_official_files_become_records(task, tmp_path, vocabulary):
     assert train.ids[0, : train.length[0]].tolist() == encoded.ids
     assert train.second[0] == len(encoded.ids) - sum(encoded.type_ids)
     meta = json.loads((out / "train" / "meta.json").read_text())
-    assert meta["labels"] == classes and meta["regression"] == (task == "STS-B")
+    assert meta["labels"] == classes and (meta["problem_type"] == "regression") == (task == "STS-B")
     if task == "STS-B":
         np.testing.assert_allclose(train.label, [0.8, 5.0], rtol=1e-6)
     else:
@@ -97,7 +98,8 @@ def test_submission_is_what_glue_takes(task, file, allowed, tmp_path, vocabulary
     out = prepared(task, tmp_path, vocabulary)
     weights = store.read_weights(tiny_encoder)
     labels = tuple(OFFICIAL[task][4]) or ("score",)
-    config = weights.config.with_(labels=labels, regression=task == "STS-B", pooler=True)
+    problem = REGRESSION if task == "STS-B" else SINGLE
+    config = weights.config.with_(labels=labels, problem=problem, pooler=True)
     model = store.build(weights, config, may_miss=("classifier.", "pooler."))
     directory = store.save(
         tmp_path / "model", model, tokenizer_from=vocabulary, command="test", parents={}, data={}, metrics={}

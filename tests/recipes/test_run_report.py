@@ -9,8 +9,10 @@ import pytest
 from small import command
 
 from minddistill.data.records import read_rows
-from minddistill.evaluation.evaluate import read_predictions
+from minddistill.evaluation.evaluate import Truth, read_predictions
 from minddistill.models.store import read_weights
+from minddistill.problems import REGRESSION
+from minddistill.recipes.common import truth_of
 from minddistill.recipes.comparison import compare
 
 
@@ -32,7 +34,7 @@ def logits(truth, **wrong):
 
 def test_examples_are_the_rows_that_models_disagree_on(dev, teacher, tiny_text):
     models = {"teacher": logits(dev.label, r3=1.0), "student": logits(dev.label, r3=1.0, r6=1.0, r11=3.0)}
-    confusion, examples = compare(dev, read_weights(teacher).config, teacher, models, "dev")
+    confusion, examples = compare(dev, truth_of(dev, read_weights(teacher).config), teacher, models, "dev")
     assert [matrix.counts.tolist() for matrix in confusion.confusions] == [[[25, 0], [1, 24]], [[24, 1], [2, 23]]]
     assert examples.title == "Where teacher and student differ, dev"
     assert examples.note == "2 of 50 rows; teacher right in 2, student right in 0."
@@ -44,14 +46,15 @@ def test_examples_are_the_rows_that_models_disagree_on(dev, teacher, tiny_text):
 
 
 def test_mistakes_of_one_model_have_no_text_where_no_tokenizer_is(dev, teacher, tmp_path):
-    _, mistakes = compare(dev, read_weights(teacher).config, tmp_path, {"model": logits(dev.label, r3=1.0)})
+    _, mistakes = compare(
+        dev, truth_of(dev, read_weights(teacher).config), tmp_path, {"model": logits(dev.label, r3=1.0)}
+    )
     assert mistakes.title == "Mistakes" and [row[:4] for row in mistakes.table.rows] == [[3, "", "yes", "no"]]
 
 
 def test_the_largest_errors_of_a_regression_task(dev, teacher):
-    config = read_weights(teacher).config.with_(labels=("score",), regression=True)
     values = dev.label[:, None].astype(np.float32) + np.where(np.arange(50) == 7, -3.0, 0.1)[:, None]
-    (section,) = compare(dev, config, teacher, {"model": values})
+    (section,) = compare(dev, Truth(dev.label, REGRESSION), teacher, {"model": values})
     assert section.table.rows[0][0] == 7 and section.table.rows[0][-1] == pytest.approx(3)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Tensor
 
 from ..errors import UserError
+from ..problems import IGNORED, TOKEN
 from .corpus import mask_tokens, masked_count
 from .records import Rows
 
@@ -105,6 +106,7 @@ class Loader:
         self.rank, self.size, self.columns = rank, size, columns
         self.buckets = check_buckets(buckets or [rows.seq_length], rows)
         self.steps = len(self.plan(0))
+        self.tokens = rows.problem == TOKEN and rows.label is not None
 
     def __len__(self) -> int:
         """Steps an epoch."""
@@ -133,7 +135,8 @@ class Loader:
             `input_ids`, `input_mask`, `segment_ids` (B, S) int32; `label_ids` (B,); `row` (B,) int32, the rows'
             numbers; `weight` (B,) float32, 1 for rows that count and 0 for those that fill a short batch; `rows`,
             `tokens` and `pairs` () float32, sums of weight, weight x length and weight x length^2 over all ranks'
-            parts of the batch, over the number of ranks.
+            parts of the batch, over the number of ranks. In a multi-label task `label_ids` is (B, C), in a token task
+            (B, S), where `words` () is the number of words, as the other sums are.
         """
         for planned in self.plan(epoch)[skip:]:
             yield {name: Tensor(value) for name, value in self.arrays(planned, epoch).items()}
@@ -150,6 +153,8 @@ class Loader:
         weight = (np.arange(len(planned.rows))[mine] < planned.real).astype(np.float32)
         counted = self.rows.length[planned.rows[: planned.real]].astype(np.int64)
         sums = {"rows": len(counted), "tokens": counted.sum(), "pairs": (counted * counted).sum()}
+        if self.tokens:
+            sums["words"] = max(1, (self.rows.label[planned.rows[: planned.real]] != IGNORED).sum())
         mask = (places < length).astype(np.int32)
         values = {
             "input_ids": self.rows.ids[rows, : planned.length].astype(np.int32),
@@ -160,7 +165,8 @@ class Loader:
             **{name: np.float32(value / self.size) for name, value in sums.items()},
         }
         if self.rows.label is not None:
-            values["label_ids"] = self.rows.label[rows]
+            label = self.rows.label[rows]
+            values["label_ids"] = label[:, : planned.length] if self.tokens else label
         return values if self.columns is None else values | self.columns(rows, planned.length)
 
     def padding(self) -> float:

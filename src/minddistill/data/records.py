@@ -29,6 +29,7 @@ from ..files import (
     whole_files,
     write_json,
 )
+from ..problems import IGNORED, MULTI, PROBLEMS, REGRESSION, SINGLE, TOKEN
 from .messages import Example as TFExample
 from .messages import Feature, Features, FloatList, Int64List
 
@@ -48,7 +49,7 @@ class Rows:
         ids: (N, S) uint16 or int32.
         length: (N,) int32, real tokens of each row.
         second: (N,) int32, where segment 1 begins; equal to length where there is none.
-        label: (N,) float32, or int32 after `check_classes`, or None.
+        label: (N,) float32, or (N, C) of a multi-label and (N, S) of a token task; int32 after `check_classes`; or None.
         meta: the content of `meta.json`, empty for records made elsewhere.
         directory: where they come from.
         place: the file and row that a row was read from, for messages.
@@ -74,6 +75,28 @@ class Rows:
         """Length that the records are padded to."""
         return self.ids.shape[1]
 
+    @property
+    def problem(self) -> str:
+        """What the labels mean, one of `problems.PROBLEMS`."""
+        return self.meta.get("problem_type") or (REGRESSION if self.meta.get("regression") else SINGLE)
+
+    @property
+    def words(self) -> np.ndarray | None:
+        """Whether a word begins at a position (N, S), in a token task; None in others."""
+        return self.label != IGNORED if self.problem == TOKEN and self.label is not None else None
+
+    @property
+    def answers(self) -> np.ndarray | None:
+        """What predictions are compared with, one for each row, or for each word of a token task."""
+        return self.label if self.words is None else self.label[self.words]
+
+    @property
+    def out_of_scope(self) -> int | None:
+        """The class of rows that belong to none of the others, where the task has such: behind the rest of the classes
+        unless the model is trained on it."""
+        name, labels = self.meta.get("out_of_scope"), self.meta.get("labels", [])
+        return None if not name else labels.index(name) if name in labels else len(labels)
+
     def take(self, numbers: np.ndarray) -> Rows:
         """The rows of these numbers, in their order."""
         return replace(
@@ -89,18 +112,34 @@ class Rows:
         """Sixteen hexadecimal digits of the token ids and segments."""
         return _digest(self.ids.astype(np.int32), self.length, self.second)
 
-    def check_classes(self, classes: int) -> None:
-        """See that every label is one of `classes` classes, and keep them as int32.
+    def check_classes(self, classes: int, learnt: bool = False) -> None:
+        """See that every label is one of `classes` classes, as the problem has them, and keep them as int32.
+
+        Args:
+            learnt: whether a model is to learn the rows, so that none may be out of its scope.
 
         Raises:
             UserError: names the first row that has another one.
         """
         assert self.label is not None
-        bad = (self.label < 0) | (self.label >= classes) | (self.label != np.floor(self.label))
-        if bad.any():
-            row = int(bad.argmax())
+        if self.problem == REGRESSION:
+            return
+        shape = {MULTI: (len(self), classes), TOKEN: self.ids.shape}.get(self.problem, (len(self),))
+        if self.label.shape != shape:
             raise UserError(
-                f"{self.place(row)}: label_ids is {self.label[row]:g}; expected a class from 0 to {classes - 1}"
+                f"{self.directory}: label_ids has shape {list(self.label.shape[1:])} a row; expected {list(shape[1:])} "
+                f"of {self.problem}; prepare the records again"
+            )
+        beyond = self.out_of_scope == classes and not learnt
+        top = 1 if self.problem == MULTI else classes if beyond else classes - 1
+        bad = (self.label < 0) | (self.label > top) | (self.label != np.floor(self.label))
+        if self.problem == TOKEN:
+            real = np.arange(self.seq_length) < self.length[:, None]
+            bad = np.where(real, bad & (self.label != IGNORED), self.label != IGNORED)
+        if bad.any():
+            place = np.unravel_index(int(bad.argmax()), bad.shape)
+            raise UserError(
+                f"{self.place(int(place[0]))}: label_ids is {self.label[place]:g}; expected a class from 0 to {top}"
             )
         self.label = self.label.astype(np.int32)
 
@@ -112,16 +151,23 @@ def _digest(*arrays: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def schema(seq_length: int, rows: int, label: str | None, extra: Mapping[str, tuple[str, int]] | None = None) -> dict:
+def schema(
+    seq_length: int,
+    rows: int,
+    label: str | None,
+    extra: Mapping[str, tuple[str, int]] | None = None,
+    label_size: int = 1,
+) -> dict:
     """The documented schema: columns with type, rank and shape, and `numRows`.
 
     Args:
         label: type of `label_ids` ("int64" or "float32"), or None.
         extra: further columns: type and length.
+        label_size: numbers that `label_ids` has: 1, the classes of a multi-label task, or `seq_length` of a token task.
     """
     columns = {name: {"type": "int64", "rank": 1, "shape": [seq_length]} for name in TEXT_COLUMNS}
     if label:
-        columns[LABEL_COLUMN] = {"type": label, "rank": 1, "shape": [1]}
+        columns[LABEL_COLUMN] = {"type": label, "rank": 1, "shape": [label_size]}
     for name, (kind, size) in (extra or {}).items():
         columns[name] = {"type": kind, "rank": 1, "shape": [size]}
     return {"datasetType": "TF", "numRows": rows, "columns": columns}
@@ -310,7 +356,7 @@ def _select(rows: Rows, keep: np.ndarray) -> Rows:
 
 # What meta.json may hold besides: type, and that of a list's items.
 _META = {
-    **dict.fromkeys(("task", "tokenizer", "split"), (str, None)),
+    **dict.fromkeys(("task", "tokenizer", "split", "problem_type", "out_of_scope"), (str, None)),
     **dict.fromkeys(("regression", "labelled"), (bool, None)),
     **dict.fromkeys(("vocab_size", "pad_id", "seq_length", "rows"), (int, None)),
     **dict.fromkeys(("labels", "raw_labels", "metrics"), (list, str)),
@@ -329,6 +375,8 @@ def _meta(directory: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {name} is {value!r}; expected {wanted}; prepare the records again")
         if kind is int and value < 0:
             raise UserError(f"{path}: {name} is {value}; expected 0 or more; prepare the records again")
+    if meta.get("problem_type", SINGLE) not in PROBLEMS:
+        raise UserError(f"{path}: problem_type is {meta['problem_type']!r}; expected one of {', '.join(PROBLEMS)}")
     if len(set(meta.get("labels", []))) < len(meta.get("labels", [])):
         raise UserError(f"{path}: labels {meta['labels']} hold a name twice; prepare the records again")
     return meta
@@ -551,9 +599,10 @@ def _compact(columns: dict, places: _Places, vocab_size: int | None, pad: int) -
         raise UserError(f"{places(row)}: segment_ids is not zeros followed by ones; write the records again")
     label = None
     if LABEL_COLUMN in columns:
-        label = columns[LABEL_COLUMN].reshape(len(ids)).astype(np.float32)
+        label = columns[LABEL_COLUMN].reshape(len(ids), -1).astype(np.float32)
         if not np.isfinite(label).all():
-            row = int((~np.isfinite(label)).argmax())
-            raise UserError(f"{places(row)}: label_ids is {label[row]}; expected a finite number")
+            row, place = np.argwhere(~np.isfinite(label))[0]
+            raise UserError(f"{places(row)}: label_ids is {label[row, place]}; expected a finite number")
+        label = label[:, 0] if label.shape[1] == 1 else label
     compact = ids.astype(np.uint16) if limit <= 2**16 else ids.astype(np.int32)
     return Rows(compact, length, second, label, {}, Path(), places, pad)

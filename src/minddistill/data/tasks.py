@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
+from ..problems import MULTI, REGRESSION, SEPARATOR, SINGLE, TOKEN
 
 _SINGLE = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification or regression task on a text or a pair of texts.
+    """A task on a text or a pair of texts, or on the words of a text.
 
     `text`, `text_pair` and `label` name columns (numbers count from 0 in files without a header). `labels` maps
     what stands in the label column to class names in the order of the logits; None takes the training data's own
-    values, sorted. The first of `metrics` selects the best model. `submission` is GLUE's name of the test file.
+    values, sorted. `problem` tells what the labels mean; in a multi-label task a cell holds several with `separator`
+    between, or none. `out_of_scope` is the label of rows that belong to none of the classes: a class of its own where
+    the training data has it. The first of `metrics` selects the best model. `submission` is GLUE's name of the test
+    file.
     """
 
     name: str
@@ -27,7 +33,9 @@ class Task:
     text_pair: str | int | None = None
     label: str | int = "label"
     labels: Mapping[str, str] | None = None
-    regression: bool = False
+    problem: str = SINGLE
+    separator: str = SEPARATOR
+    out_of_scope: str = ""
     metrics: tuple[str, ...] = ("accuracy",)
     max_length: int = 128
     files: Mapping[str, str] = field(default_factory=lambda: _SINGLE)
@@ -98,14 +106,33 @@ TASKS: dict[str, Task] = {
             text="sentence1",
             text_pair="sentence2",
             label="score",
-            regression=True,
+            problem=REGRESSION,
             metrics=("pearson", "spearman"),
             submission={"test": "STS-B.tsv"},
         ),
         Task("SNIPS", max_length=64),
+        Task(
+            "CLINC150",
+            out_of_scope="oos",
+            metrics=("accuracy", "in_scope_accuracy", "out_of_scope_recall"),
+            max_length=64,
+        ),
+        Task(
+            "CLUENER",
+            problem=TOKEN,
+            metrics=("entity_f1", "accuracy"),
+            files={"train": "train.json", "dev": "dev.json", "test": "test.json"},
+        ),
     )
 }
 CUSTOM = "custom"
+# The metrics of a custom task, by problem.
+METRICS = {
+    SINGLE: ("accuracy", "f1"),
+    MULTI: ("micro_f1", "macro_f1", "accuracy"),
+    REGRESSION: ("pearson", "spearman"),
+    TOKEN: ("entity_f1", "accuracy"),
+}
 
 
 def task_named(name: str) -> Task:
@@ -122,11 +149,18 @@ def task_named(name: str) -> Task:
 
 @dataclass(frozen=True)
 class Example:
-    """One row of text: `label` is the raw value of the label column, or None in a file without labels."""
+    """One row of text.
+
+    Attributes:
+        label: the raw value of the label column, or None in a file without labels; in a token task the tags of the words
+            with spaces between.
+        words: where the words begin in the text, in a token task.
+    """
 
     text: str
     text_pair: str | None
     label: str | None
+    words: tuple[int, ...] = ()
 
 
 def read_examples(path: Path, task: Task, split: str, labelled: bool = True) -> Iterator[Example]:
@@ -239,6 +273,17 @@ def _csv(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]
 
 
 def _jsonl(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]:
+    for number, row in json_lines(path):
+        kept = {key: value for key, value in row.items() if isinstance(value, (str, int, float))}
+        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in kept.items()}
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and object of each line of a JSONL file that is not empty.
+
+    Raises:
+        UserError: a line is no JSON object; names file and line.
+    """
     for number, line in text_lines(path):
         if not line.strip():
             continue
@@ -248,36 +293,63 @@ def _jsonl(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]
             raise UserError(f"{path}:{number}: not valid JSON ({error}); expected one object a line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: holds {type(row).__name__}; expected a JSON object")
-        kept = {key: value for key, value in row.items() if isinstance(value, (str, int, float))}
-        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in kept.items()}
+        yield number, row
 
 
-def label_table(task: Task, raw: Iterable[str]) -> dict[str, str]:
-    """Raw label values and class names in the order of the logits: the task's own, or the data's sorted values."""
+def label_names(task: Task, value: str | None) -> list[str]:
+    """The labels that stand in a cell: one, any number in a multi-label task, one for each word in a token task."""
+    if task.problem == MULTI:
+        return [name.strip() for name in (value or "").split(task.separator) if name.strip()]
+    if task.problem == TOKEN:
+        return (value or "").split()
+    return [value or ""]
+
+
+def label_table(task: Task, raw: Iterable[str | None]) -> dict[str, str]:
+    """Raw label values and class names in the order of the logits: the task's own, or the data's sorted values.
+
+    Those of a token task are O, and B- and I- for each type of entity; a regression task has none.
+    """
+    if task.problem == REGRESSION:
+        return {}
     if task.labels is not None:
         return dict(task.labels)
-    values = set(raw)
+    values = {name for value in raw for name in label_names(task, value)}
+    if task.problem == TOKEN:
+        types = sorted({name[2:] for name in values - {"O"}})
+        return {name: name for name in ("O", *(f"{part}-{kind}" for kind in types for part in "BI"))}
     numbers = all(value.lstrip("-").isdigit() for value in values)
     return {value: value for value in sorted(values, key=(lambda v: (int(v), v)) if numbers else None)}
 
 
-def encode_label(task: Task, table: Mapping[str, str], value: str | None, where: str) -> int | float:
-    """The number of a label: its index in `table`, or its value in a regression task; 0 where there is none.
+def encode_label(task: Task, table: Mapping[str, str], value: str | None, where: str) -> list[int] | list[float]:
+    """What `label_ids` holds of a label: its index in `table`, its value in a regression task, 0 and 1 for all of
+    `table` in a multi-label task, an index for each word in a token task; a row out of scope has the index behind the
+    last. Where there is no label, zeros.
 
     Raises:
         UserError: the value is not a known label, or not a finite number; names `where`.
     """
-    if value is None:
-        return 0
-    if task.regression:
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if number != number or number in (float("inf"), float("-inf")):
-            raise UserError(f"{where}: label {value!r} is not a finite number; {task.name} is a regression task")
-        return number
+    names = list(table)
+    if task.problem == REGRESSION:
+        return [_number(task, value, where)]
+    if value is None and task.problem != MULTI:
+        return [0]  # for each word of a token task, too
+    if task.out_of_scope and task.out_of_scope not in names:
+        names.append(task.out_of_scope)
+    found = []
+    for name in label_names(task, value):
+        if name not in names:
+            raise UserError(f"{where}: label {name!r} is not one of {', '.join(map(repr, names))}")
+        found.append(names.index(name))
+    return [int(index in found) for index in range(len(table))] if task.problem == MULTI else found
+
+
+def _number(task: Task, value: str | None, where: str) -> float:
     try:
-        return list(table).index(value)
+        number = 0.0 if value is None else float(value)
     except ValueError:
-        raise UserError(f"{where}: label {value!r} is not one of {', '.join(map(repr, table))}") from None
+        number = float("nan")
+    if not math.isfinite(number):
+        raise UserError(f"{where}: label {value!r} is not a finite number; {task.name} is a regression task")
+    return number

@@ -1,7 +1,7 @@
 """A frozen teacher's outputs for every row of a data set, on disk: real positions only, memory-mapped.
 
 A cache is a directory of shards of consecutive rows. A row of S real tokens is, in float16, its hidden states
-(n, S, H) and then its attention scores (m, A, S, S); its logits (C,) are kept in float32. Where a row begins follows
+(n, S, H) and then its attention scores (m, A, S, S); its logits, (C,) or a token classifier's (S, C), are kept in float32. Where a row begins follows
 from the rows' lengths, so there is no index. A shard counts once its note, with a checksum, is written behind it.
 """
 
@@ -28,6 +28,7 @@ class Layout:
     Attributes:
         hidden, attention: numbers of the hidden states (0 is the embedding output) and of the layers.
         width, heads, classes: sizes H, A and C; C is 0 where there are no logits.
+        tokens: whether there are logits of every position, a token classifier's.
     """
 
     hidden: tuple[int, ...]
@@ -35,6 +36,7 @@ class Layout:
     width: int
     heads: int
     classes: int
+    tokens: bool = False
 
     @property
     def name(self) -> str:
@@ -48,9 +50,13 @@ class Layout:
         size = length.astype(np.int64)
         return size * (len(self.hidden) * self.width) + size * size * (len(self.attention) * self.heads)
 
+    def predictions(self, length: np.ndarray) -> np.ndarray:
+        """Numbers of predictions, of C logits each, of rows of these lengths."""
+        return length.astype(np.int64) if self.tokens else np.ones(len(length), np.int64)
+
     def bytes(self, length: np.ndarray) -> int:
         """Bytes on disk for rows of these lengths."""
-        return int(self.values(length).sum()) * 2 + len(length) * self.classes * 4
+        return int(self.values(length).sum()) * 2 + int(self.predictions(length).sum()) * self.classes * 4
 
 
 class TeacherCache:
@@ -66,10 +72,10 @@ class TeacherCache:
     def __init__(self, directory: Path, layout: Layout, length: np.ndarray, identity: dict[str, Any]):
         self.directory, self.layout, self.length = Path(directory), layout, length
         self.identity = identity | {"layout": {key: _plain(value) for key, value in asdict(layout).items()}}
-        values = layout.values(length)
-        self.starts = np.concatenate([[0], np.cumsum(values)])
+        self.starts = np.concatenate([[0], np.cumsum(layout.values(length))])
+        self.first = np.concatenate([[0], np.cumsum(layout.predictions(length))])
         per_shard = max(_SHARD_BYTES // 2, 1)
-        row_bytes = self.starts[:-1] + np.arange(len(length)) * layout.classes * 2
+        row_bytes = self.starts[:-1] + self.first[:-1] * layout.classes * 2
         self.shard = (row_bytes // per_shard).astype(np.int64)
         self.shards = np.unique(self.shard)
         self._open: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -118,18 +124,19 @@ class TeacherCache:
         """Write a shard whole.
 
         Args:
-            outputs: (row, hidden (n, S, H), attention (m, A, S, S), logits (C,)) of each of its rows, in any order.
+            outputs: (row, hidden (n, S, H), attention (m, A, S, S), logits (C,) or (S, C)) of each of its rows, in any
+                order.
         """
         rows = self.rows_of(shard)
         first, base = int(rows[0]), int(self.starts[rows[0]])
         values = np.empty(int(self.starts[rows[-1] + 1]) - base, np.float16)
-        logits = np.empty((len(rows), self.layout.classes), np.float32)
+        logits = np.empty((int(self.first[rows[-1] + 1] - self.first[first]), self.layout.classes), np.float32)
         written = np.zeros(len(rows), bool)
         for row, hidden, attention, prediction in outputs:
             start = int(self.starts[row]) - base
             values[start : start + hidden.size] = hidden.reshape(-1)
             values[start + hidden.size : start + hidden.size + attention.size] = attention.reshape(-1)
-            logits[row - first] = prediction
+            logits[self._predictions(row, first)] = prediction
             written[row - first] = True
         assert written.all(), "a shard must be written with all of its rows"
         data, note = self._paths(shard)
@@ -144,15 +151,15 @@ class TeacherCache:
 
         Returns:
             `teacher_hidden_i` (B, S, H) and `teacher_attention_i` (B, A, S, S) float16 for the i-th kept one, and
-            `teacher_logits` (B, C) float32, as far as the layout has them.
+            `teacher_logits` (B, C), or (B, S, C), float32, as far as the layout has them.
         """
         layout, count = self.layout, len(rows)
         hidden = [np.zeros((count, length, layout.width), np.float16) for _ in layout.hidden]
         attention = [np.zeros((count, layout.heads, length, length), np.float16) for _ in layout.attention]
-        logits = np.zeros((count, layout.classes), np.float32)
+        logits = self.logits(rows, length) if layout.classes else {}
         for place, row in enumerate(map(int, rows)):
             size = int(self.length[row])
-            values, predictions, first = self._shard_of(row)
+            values, _, first = self._shard_of(row)
             base = int(self.starts[row] - self.starts[first])
             step = size * layout.width
             for index, array in enumerate(hidden):
@@ -162,16 +169,24 @@ class TeacherCache:
             for index, array in enumerate(attention):
                 block = values[base + index * step :][:step].reshape(layout.heads, size, size)
                 array[place, :, :size, :size] = block
-            logits[place] = predictions[row - first]
         found = {f"teacher_hidden_{i}": array for i, array in enumerate(hidden)}
         found |= {f"teacher_attention_{i}": array for i, array in enumerate(attention)}
-        return found | ({"teacher_logits": logits} if layout.classes else {})
+        return found | logits
 
-    def logits(self, rows: np.ndarray, length: int = 0) -> dict[str, np.ndarray]:
-        """The logits alone: `teacher_logits` (B, C) float32; `length` is not used."""
-        parts = [self._shard_of(int(row)) for row in rows]
-        found = [predictions[int(row) - first] for row, (_, predictions, first) in zip(rows, parts, strict=True)]
-        return {"teacher_logits": np.stack(found)}
+    def logits(self, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """The logits alone: `teacher_logits` (B, C), or (B, S, C) padded with zeros to `length` = S, float32."""
+        shape = (len(rows), length if self.layout.tokens else 1, self.layout.classes)
+        found = np.zeros(shape, np.float32)
+        for place, row in enumerate(map(int, rows)):
+            _, predictions, first = self._shard_of(row)
+            mine = predictions[self._predictions(row, first)]
+            found[place, : len(mine)] = mine
+        return {"teacher_logits": found if self.layout.tokens else found[:, 0]}
+
+    def _predictions(self, row: int, first: int) -> slice:
+        """Where a row's logits are among those of a shard whose first row is `first`."""
+        start, end = self.first[row : row + 2] - self.first[first]
+        return slice(int(start), int(end))
 
     def _shard_of(self, row: int) -> tuple[np.ndarray, np.ndarray, int]:
         shard = int(self.shard[row])
@@ -180,8 +195,9 @@ class TeacherCache:
             count = int(self.starts[rows[-1] + 1] - self.starts[rows[0]])
             data = np.memmap(self._paths(shard)[0], np.uint8, "r")
             values = data[: 2 * count].view(np.float16)
-            predictions = data[2 * count :].view(np.float32).reshape(len(rows), self.layout.classes)
-            self._open[shard] = values, predictions, int(rows[0])
+            predictions = data[2 * count :].view(np.float32)
+            shape = int(self.first[rows[-1] + 1] - self.first[rows[0]]), self.layout.classes
+            self._open[shard] = values, predictions.reshape(shape), int(rows[0])
         return self._open[shard]
 
 

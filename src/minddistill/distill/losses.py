@@ -144,6 +144,13 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float, weight: Te
     return temperature**2 * (per_row * weight).sum() / rows
 
 
+def softened_binary_kl(student: Tensor, teacher: Tensor, temperature: float, weight: Tensor, rows: Tensor) -> Tensor:
+    """T^2 KL(s(z_T / T) || s(z_S / T)) of a sigmoid for each class, averaged over rows and classes; (B, C) logits."""
+    taught = ops.stop_gradient(teacher)
+    cross = soft_binary_cross_entropy(student, taught, temperature, weight, rows)
+    return temperature**2 * (cross - soft_binary_cross_entropy(taught, taught, temperature, weight, rows))
+
+
 def squared_logits(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
     """Sum over rows and classes of the squared differences of logits (B, C)."""
     difference = student - ops.stop_gradient(teacher)
@@ -157,7 +164,30 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, rows: Tensor) 
     return (per_row * weight).sum() / rows
 
 
+def binary_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """Cross-entropy of a sigmoid for each class, averaged over rows and classes; logits and labels (B, C), labels 0 to 1.
+
+    -mean over B and C of y log s(z) + (1 - y) log(1 - s(z)), written so that no z overflows.
+    """
+    labels = labels.astype(ms.float32)
+    per_class = ops.relu(logits) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
+    return (per_class.sum(-1) * weight).sum() / (logits.shape[-1] * rows)
+
+
+def soft_binary_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float, weight: Tensor, rows: Tensor
+) -> Tensor:
+    """Binary cross-entropy with the teacher's softened probabilities s(z_T / T); student and teacher (B, C) logits."""
+    target = ops.sigmoid(ops.stop_gradient(teacher) / temperature)
+    return binary_cross_entropy(student / temperature, target, weight, rows)
+
+
 def squared_error(logits: Tensor, labels: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     """Mean squared error of a regression output (B, 1) against numbers (B,)."""
     difference = logits.reshape(-1) - labels.astype(ms.float32)
     return (difference * difference * weight).sum() / rows
+
+
+def soft_squared_error(student: Tensor, teacher: Tensor, temperature: float, weight: Tensor, rows: Tensor) -> Tensor:
+    """Mean squared error of a regression output against the teacher's, both (B, 1); `temperature` has no part in it."""
+    return squared_error(student, ops.stop_gradient(teacher).reshape(-1), weight, rows)

@@ -13,10 +13,48 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ..errors import UserError
+from ..problems import MULTI, REGRESSION, SINGLE, TOKEN
 from . import losses
 from .layer_map import LayerMap
 
 LOSS_MODES = ("masked", "reference")
+# The loss against the labels, and those against the teacher's logits: cross-entropy and T^2 KL, by problem.
+_HARD = {
+    SINGLE: losses.cross_entropy,
+    MULTI: losses.binary_cross_entropy,
+    REGRESSION: losses.squared_error,
+    TOKEN: losses.cross_entropy,
+}
+_SOFT = {
+    SINGLE: losses.soft_cross_entropy,
+    MULTI: losses.soft_binary_cross_entropy,
+    REGRESSION: losses.soft_squared_error,
+    TOKEN: losses.soft_cross_entropy,
+}
+_SOFTENED = {
+    SINGLE: losses.softened_kl,
+    MULTI: losses.softened_binary_kl,
+    REGRESSION: losses.soft_squared_error,
+    TOKEN: losses.softened_kl,
+}
+
+
+def _answers(outputs: dict) -> Tensor:
+    """Logits, one line for each row (B, C), or for each position of a token classifier (B S, C)."""
+    return outputs["logits"].reshape(-1, outputs["logits"].shape[-1])
+
+
+def _targets(batch: dict, tokens: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels and weights for the lines of `_answers`, and what to divide by.
+
+    In a token task only positions where a word begins count, for teacher and labels alike.
+    """
+    labels = batch["label_ids"]
+    if not tokens:
+        return labels, batch["weight"], batch["rows"]
+    begins = (labels >= 0).astype(ms.int32)
+    weight = begins.astype(ms.float32) * batch["weight"].reshape(-1, 1)
+    return (labels * begins).reshape(-1), weight.reshape(-1), batch["words"]
 
 
 class FitDense(nn.Cell):
@@ -140,48 +178,48 @@ class Prediction(nn.Cell):
     """Softened predictions of the teacher: task phase 2 (TinyBERT eq. 10).
 
     Args:
-        temperature: of both softmaxes; 1 in the paper.
-        hard_weight: of the cross-entropy with the labels; 0 in the paper.
-        regression: squared error against the teacher's output (and labels) in place of cross-entropies.
+        temperature: of both softmaxes, or sigmoids; 1 in the paper. A regression task has none.
+        hard_weight: of the loss against the labels; 0 in the paper.
+        problem: what the outputs mean, one of `problems.PROBLEMS`.
     """
 
     needs_head, logits_only = True, True
 
-    def __init__(self, temperature: float = 1.0, hard_weight: float = 0.0, regression: bool = False):
+    def __init__(self, temperature: float = 1.0, hard_weight: float = 0.0, problem: str = SINGLE):
         super().__init__()
         if not 0 <= hard_weight <= 1:
             raise UserError(f"--hard_label_weight {hard_weight}: expected a number from 0 to 1")
-        self.temperature, self.hard_weight, self.regression = _positive(temperature), hard_weight, regression
+        self.temperature, self.hard_weight, self.tokens = _positive(temperature), hard_weight, problem == TOKEN
+        self.soft, self.hard = _SOFT[problem], _HARD[problem]
         self.terms = ("soft_loss", "hard_loss") if hard_weight else ("soft_loss",)
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        weight, rows = batch["weight"], batch["rows"]
-        if self.regression:
-            output = ops.stop_gradient(teacher["logits"]).reshape(-1)
-            soft = losses.squared_error(student["logits"], output, weight, rows)
-        else:
-            soft = losses.soft_cross_entropy(student["logits"], teacher["logits"], self.temperature, weight, rows)
+        labels, weight, count = _targets(batch, self.tokens)
+        mine = _answers(student)
+        soft = self.soft(mine, _answers(teacher), self.temperature, weight, count)
         if self.hard_weight == 0:
             return soft, (soft,)
-        if self.regression:
-            hard = losses.squared_error(student["logits"], batch["label_ids"], weight, rows)
-        else:
-            hard = losses.cross_entropy(student["logits"], batch["label_ids"], weight, rows)
+        hard = self.hard(mine, labels, weight, count)
         return (1 - self.hard_weight) * soft + self.hard_weight * hard, (soft, hard)
 
 
 class Labels(nn.Cell):
-    """The labels alone: fine-tuning of a teacher."""
+    """The labels alone: fine-tuning of a teacher.
+
+    Args:
+        problem: what the outputs mean, one of `problems.PROBLEMS`.
+    """
 
     needs_head, logits_only = True, True
     terms = ("label_loss",)
 
-    def __init__(self, regression: bool = False):
+    def __init__(self, problem: str = SINGLE):
         super().__init__()
-        self.loss = losses.squared_error if regression else losses.cross_entropy
+        self.loss, self.tokens = _HARD[problem], problem == TOKEN
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        loss = self.loss(student["logits"], batch["label_ids"], batch["weight"], batch["rows"])
+        labels, weight, count = _targets(batch, self.tokens)
+        loss = self.loss(_answers(student), labels, weight, count)
         return loss, (loss,)
 
 
@@ -189,24 +227,20 @@ class SoftLabels(nn.Cell):
     """The teacher's predictions alone, softened: T^2 KL(teacher || student) (Hinton et al., arXiv 1503.02531).
 
     Args:
-        temperature: T of both softmaxes.
-        regression: squared error against the teacher's output in place of it, at any temperature.
+        temperature: T of both softmaxes, or sigmoids. A regression task has squared errors, at any temperature.
+        problem: what the outputs mean, one of `problems.PROBLEMS`.
     """
 
     needs_head, logits_only = True, True
     terms = ("soft_loss",)
 
-    def __init__(self, temperature: float = 1.0, regression: bool = False):
+    def __init__(self, temperature: float = 1.0, problem: str = SINGLE):
         super().__init__()
-        self.temperature, self.regression = _positive(temperature), regression
+        self.temperature, self.loss, self.tokens = _positive(temperature), _SOFTENED[problem], problem == TOKEN
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        weight, rows = batch["weight"], batch["rows"]
-        if self.regression:
-            output = ops.stop_gradient(teacher["logits"]).reshape(-1)
-            loss = losses.squared_error(student["logits"], output, weight, rows)
-        else:
-            loss = losses.softened_kl(student["logits"], teacher["logits"], self.temperature, weight, rows)
+        _, weight, count = _targets(batch, self.tokens)
+        loss = self.loss(_answers(student), _answers(teacher), self.temperature, weight, count)
         return loss, (loss,)
 
 
@@ -302,7 +336,7 @@ class Intermediate(Weighted):
         super().__init__([(float(bool(layers.attention)), attention), (1.0, hidden)])
 
 
-def logits(alpha: float, temperature: float, regression: bool = False) -> Weighted:
+def logits(alpha: float, temperature: float, problem: str = SINGLE) -> Weighted:
     """Labels and the teacher's predictions: alpha CE + (1 - alpha) T^2 KL(teacher || student), at temperature T.
 
     Raises:
@@ -310,7 +344,7 @@ def logits(alpha: float, temperature: float, regression: bool = False) -> Weight
     """
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha {alpha}: expected a number from 0 (the teacher alone) to 1 (the labels alone)")
-    return Weighted([(alpha, Labels(regression)), (1 - alpha, SoftLabels(temperature, regression))])
+    return Weighted([(alpha, Labels(problem)), (1 - alpha, SoftLabels(temperature, problem))])
 
 
 def check_heads(layers: LayerMap, student_heads: int, teacher_heads: int) -> None:

@@ -15,6 +15,7 @@ from ..models import store
 from ..models.bert import MASKED_SCORE
 from ..models.config import ModelConfig
 from ..models.heads import POOLER_ACTIVATION
+from ..problems import TOKEN
 from .session import INPUTS
 
 # The newest that the oldest ONNX Runtime we allow can run.
@@ -171,16 +172,19 @@ class Builder:
         return self.graph.node("Slice", x, *(self.graph.constant([value]) for value in (0, 1, 1)))
 
     def logits(self) -> str:
-        """The whole model: (B, C)."""
+        """The whole model: (B, C), or (B, S, C) of a token classifier."""
         x = self.embeddings()
         if "encoder.projection.weight" in self.values:
             x = self.dense("encoder.projection", x)
         mask = self.mask()
         distances = self.distances() if self.config.use_relative_positions else ""
-        last = self.config.num_hidden_layers - 1
+        last, tokens = self.config.num_hidden_layers - 1, self.config.problem == TOKEN
         for index in range(last + 1):
-            # The classifier reads the first position: nothing else of the last layer is computed.
-            x = self.layer(f"encoder.layers.{index}", x, mask, distances, first_only=index == last)
+            # A classifier of texts reads the first position: nothing else of the last layer is computed.
+            x = self.layer(f"encoder.layers.{index}", x, mask, distances, first_only=index == last and not tokens)
+        if tokens:
+            x = self.activation("relu", x) if self.config.relu_before_classifier else x
+            return self.graph.node("Identity", self.dense("classifier", x), name="logits")
         # Kept (B, 1, H) to the end: products of matrices become Gemm, which ONNX Runtime runs in float32 only.
         pooled = self.activation(POOLER_ACTIVATION[self.config.family], self.dense("pooler", x))
         if self.config.relu_before_classifier:
@@ -192,8 +196,8 @@ def build(weights: store.Weights, fp16: bool = False) -> Any:
     """The checked `onnx.ModelProto` of a classifier, its batch and sequence axes free.
 
     Inputs and outputs are named as transformers and optimum name them: `input_ids`, `attention_mask` and, where the
-    model has segments, `token_type_ids`, (B, S) int64; `logits` (B, C) float32. What made the model is kept in the
-    graph's metadata.
+    model has segments, `token_type_ids`, (B, S) int64; `logits` (B, C), or (B, S, C) of a token classifier, float32.
+    What made the model is kept in the graph's metadata.
 
     Args:
         weights: of the model.
@@ -207,7 +211,8 @@ def build(weights: store.Weights, fp16: bool = False) -> Any:
     output = builder.logits()
     make = onnx.helper.make_tensor_value_info
     inputs = [make(name, onnx.TensorProto.INT64, ["batch", "sequence"]) for name in builder.inputs()]
-    outputs = [make(output, onnx.TensorProto.FLOAT, ["batch", weights.config.num_labels])]
+    axes = ["batch", "sequence"] if weights.config.problem == TOKEN else ["batch"]
+    outputs = [make(output, onnx.TensorProto.FLOAT, [*axes, weights.config.num_labels])]
     graph = builder.graph
     body = onnx.helper.make_graph(graph.nodes, "classifier", inputs, outputs, list(graph.constants.values()))
     opsets = [onnx.helper.make_opsetid("", OPSET)]

@@ -16,6 +16,7 @@ from ..errors import UserError, need
 from ..files import model_path, read_json
 from ..models import hub
 from ..models.config import ModelConfig
+from ..problems import TOKEN
 
 if TYPE_CHECKING:
     from ..models import store
@@ -28,7 +29,7 @@ Forward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 class Session:
-    """A classifier that is ready to run.
+    """A classifier of texts or tokens that is ready to run.
 
     Attributes:
         kind: "mindspore" or "onnx".
@@ -65,7 +66,7 @@ class Session:
         return cls("mindspore", weights.config, weights.directory, _mindspore_forward(weights))
 
     def predict(self, input_ids: np.ndarray, input_mask: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
-        """Logits (B, C) float32 of a batch of whole numbers (B, S)."""
+        """Logits, (B, C) or a token classifier's (B, S, C), float32 of a batch of whole numbers (B, S)."""
         return self.forward(input_ids, input_mask, segment_ids)
 
     @cached_property
@@ -93,7 +94,9 @@ class Session:
             text if pair is None else (text, pair)
             for text, pair in zip(texts, pairs or [None] * len(texts), strict=True)
         ]
-        return self.tokenizer.encode_batch_fast(inputs)
+        if self.config.problem == TOKEN:
+            return self.tokenizer.encode_batch(inputs)
+        return self.tokenizer.encode_batch_fast(inputs)  # which knows no places in the text
 
     def padded(self, encodings: Sequence[Encoding]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The three inputs of `predict`, (B, S) int64, S being the longest of the tokenised texts."""
@@ -197,7 +200,8 @@ def _mindspore_forward(weights: store.Weights) -> Forward:
             name: np.pad(value, room, constant_values=fill).astype(np.int32)
             for name, value, fill in zip(names, values, fills, strict=True)
         }
-        return run(batch)[:rows]
+        logits = run(batch)[:rows]
+        return logits[:, :length] if logits.ndim > 2 else logits
 
     return forward
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import UserError
+from ..problems import PROBLEMS, REGRESSION, SINGLE, TOKEN
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert")
 ACTIVATION_NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
@@ -60,8 +61,8 @@ class ModelConfig:
     """ReLU between pooler and classifier, as TinyBERT's original code has it; transformers cannot express it."""
     labels: tuple[str, ...] = ()
     """Class names in the order of the logits; empty for an encoder without a classifier."""
-    regression: bool = False
-    """One output trained as a number in place of classes."""
+    problem: str = SINGLE
+    """What the outputs mean: one class of several, several labels at once, a number, or a class for each token."""
     num_attention_heads_per_layer: tuple[int, ...] = ()
     """Heads of each layer where they differ (pruned models); num_attention_heads is then the most of them."""
     intermediate_size_per_layer: tuple[int, ...] = ()
@@ -80,6 +81,11 @@ class ModelConfig:
         if self.embedding_size == 0:
             object.__setattr__(self, "embedding_size", self.hidden_size)
         object.__setattr__(self, "labels", tuple(self.labels))
+        if self.problem not in PROBLEMS:
+            raise UserError(f"problem is {self.problem!r}; expected one of {', '.join(PROBLEMS)}")
+        # A token classifier reads every position; some families have a pooler only as a part of their classifier.
+        if self.problem == TOKEN or (self.family in ("electra", "distilbert") and not self.labels):
+            object.__setattr__(self, "pooler", False)
         for name in ("num_attention_heads", "intermediate_size"):
             self._take_per_layer(name, f"{name}_per_layer")
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
@@ -118,6 +124,11 @@ class ModelConfig:
     def layer_widths(self) -> tuple[int, ...]:
         """Width of each feed-forward layer."""
         return self.intermediate_size_per_layer or (self.intermediate_size,) * self.num_hidden_layers
+
+    @property
+    def regression(self) -> bool:
+        """Whether the output is a number."""
+        return self.problem == REGRESSION
 
     @property
     def num_labels(self) -> int:

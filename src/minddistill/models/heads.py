@@ -1,4 +1,4 @@
-"""Heads on an encoder: pooled classification or regression, and masked-language modelling."""
+"""Heads on an encoder: classification or regression of the whole text or of each token, and masked-language modelling."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from ..problems import TOKEN
 from .bert import Encoder
 from .config import ModelConfig
 from .layers import ACTIVATIONS, Dense, Dropout, DropoutKeys, LayerNorm, dropout_table
@@ -70,21 +71,27 @@ class TextModel(nn.Cell):
         self.relu = config.relu_before_classifier
         self.classifier = Dense(config.hidden_size, config.num_labels) if config.num_labels else None
         self.mlm = MaskedLMHead(config, tied=mlm == "tied") if mlm else None
-        probability = config.hidden_dropout_prob
+        self.tokens = config.problem == TOKEN and self.classifier is not None
+        probability, places = config.hidden_dropout_prob, config.max_position_embeddings if self.tokens else 1
         self.keys = DropoutKeys(seed + 1, 1)
-        self.dropout = Dropout(probability, dropout_table(1, config.hidden_size)) if probability else None
+        self.dropout = Dropout(probability, dropout_table(places, config.hidden_size)) if probability else None
         self.config = config
 
     def construct(self, batch: dict, step: Tensor | None = None, first_only: bool = False) -> dict:
-        """Return the encoder's outputs and those of the heads: `mlm_logits` (B, S, V) of a masked-LM model, else, as far
-        as the model has them, `pooled` (B, H) and `logits` (B, C). `first_only` is as for `Encoder`."""
+        """Return the encoder's outputs and those of the heads: `mlm_logits` (B, S, V) of a masked-LM model, `logits`
+        (B, S, C) of a token classifier, else, as far as the model has them, `pooled` (B, H) and `logits` (B, C).
+
+        `first_only` is as for `Encoder`; a token classifier, which reads every position, takes no notice of it."""
         # Each branch builds its dict at once: setting an item has no gradient in graph mode.
-        encoded = self.encoder(batch, step, first_only)
+        encoded = self.encoder(batch, step, first_only and not self.tokens)
         hidden, attentions = encoded["hidden"], encoded["attentions"]
         last = hidden[-1].astype(ms.float32)
         if self.mlm is not None:
             scores = self.mlm(last, self.encoder.embeddings.word)
             return {"hidden": hidden, "attentions": attentions, "mlm_logits": scores}
+        if self.tokens:
+            logits = self.classifier(self.prepare(last, batch, step))
+            return {"hidden": hidden, "attentions": attentions, "logits": logits}
         if self.pooler is None:
             return {"hidden": hidden, "attentions": attentions}
         pooled = self.activation(self.pooler(last[:, 0]))
@@ -93,16 +100,18 @@ class TextModel(nn.Cell):
         logits = self.classifier(self.prepare(pooled, batch, step))
         return {"hidden": hidden, "attentions": attentions, "pooled": pooled, "logits": logits}
 
-    def prepare(self, pooled: Tensor, batch: dict, step: Tensor | None) -> Tensor:
-        """What the classifier sees of the pooled state: rectified as in TinyBERT, or dropped out as in BERT."""
+    def prepare(self, state: Tensor, batch: dict, step: Tensor | None) -> Tensor:
+        """What the classifier sees of the pooled state (B, H), or of a token classifier's hidden states (B, S, H):
+        rectified as in TinyBERT, or dropped out as in BERT."""
         if self.relu:
-            return ops.relu(pooled)
-        if self.dropout is not None:
-            if step is not None:
-                multiplier, offset = self.keys(step, batch["row"])
-                keys = multiplier.reshape(-1, 1, 1), offset.reshape(-1, 1, 1)
-                pooled = self.dropout(pooled.expand_dims(1), keys[0], keys[1]).squeeze(1)
-        return pooled
+            return ops.relu(state)
+        if self.dropout is None or step is None:
+            return state
+        multiplier, offset = self.keys(step, batch["row"])
+        keys = multiplier.reshape(-1, 1, 1), offset.reshape(-1, 1, 1)
+        if self.tokens:
+            return self.dropout(state, keys[0], keys[1])
+        return self.dropout(state.expand_dims(1), keys[0], keys[1]).squeeze(1)
 
 
 class MaskedWords(nn.Cell):
@@ -186,7 +195,7 @@ def outputs_function(
 
 
 def predict_function(model: TextModel) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
-    """A function from a batch of arrays to logits (B, C) as an array; dropout is off."""
+    """A function from a batch of arrays to logits, (B, C) or a token classifier's (B, S, C), as an array; dropout is off."""
     cell = Predictor(model)
     names = ("input_ids", "input_mask", "segment_ids")
     return lambda batch: cell(*(Tensor(batch[name]) for name in names)).asnumpy()

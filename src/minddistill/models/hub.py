@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
 from ..files import read_json
+from ..problems import PROBLEMS, SINGLE, TOKEN
 from .config import ModelConfig
 
 _BERT_LAYER = {
@@ -162,6 +163,8 @@ _COMMON_FIELDS = (
     "intermediate_size_per_layer",
 )
 _MOST_LABELS = 100_000
+# How the architecture of a model with a classifier ends.
+_HEADS = dict.fromkeys(PROBLEMS, "ForSequenceClassification") | {TOKEN: "ForTokenClassification"}
 _OWN_FIELDS = (
     "use_relative_positions",
     "max_relative_position",
@@ -196,9 +199,8 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
     for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
         if field not in fields:
             raise UserError(f"{where}: {keys.get(field, field)} is missing; expected a whole number")
-    fields["regression"] = values.get("problem_type") == "regression"
     fields["labels"] = _labels(values, where)
-    fields["pooler"] = bool(fields["labels"]) or family in ("bert", "roberta")
+    fields["problem"] = _problem(values, where) if fields["labels"] else SINGLE
     try:
         return ModelConfig(**fields)
     except UserError as error:
@@ -209,7 +211,7 @@ def _labels(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
     architectures = values.get("architectures") or [""]
     if not isinstance(architectures, list) or not isinstance(architectures[0], str):
         raise UserError(f"{where}: architectures is {architectures!r}; expected a list of names")
-    if not architectures[0].endswith("ForSequenceClassification"):
+    if not architectures[0].endswith(tuple(_HEADS.values())):
         return ()
     names = values.get("id2label")
     if names is None:
@@ -227,11 +229,20 @@ def _labels(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
     return found
 
 
+def _problem(values: Mapping[str, Any], where: str) -> str:
+    if (values.get("architectures") or [""])[0].endswith(_HEADS[TOKEN]):
+        return TOKEN
+    known = values.get("problem_type") or SINGLE
+    if known not in PROBLEMS:
+        raise UserError(f"{where}: problem_type is {known!r}; expected one of {', '.join(PROBLEMS)}")
+    return known
+
+
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` from which transformers rebuilds the model, as far as it can express it."""
     family = FAMILIES[config.family]
     keys = _DISTILBERT_KEYS if config.family == "distilbert" else {}
-    head = "ForSequenceClassification" if config.num_labels else "Model"
+    head = _HEADS[config.problem] if config.num_labels else "Model"
     values: dict[str, Any] = {"architectures": [family.architecture + head], "model_type": config.family}
     for field in _COMMON_FIELDS:
         if field in _OWN_FIELDS and not getattr(config, field):
@@ -244,12 +255,13 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     if config.num_labels:
         values["id2label"] = {str(index): name for index, name in enumerate(config.labels)}
         values["label2id"] = {name: index for index, name in enumerate(config.labels)}
-        values["problem_type"] = "regression" if config.regression else "single_label_classification"
+        if config.problem != TOKEN:  # which the architecture says, and transformers knows no such problem_type
+            values["problem_type"] = config.problem
     return values
 
 
 def transformers_can_express(config: ModelConfig) -> bool:
-    """Whether `AutoModelForSequenceClassification` builds the same network from `config_to_hf(config)`."""
+    """Whether transformers' model of the architecture named by `config_to_hf(config)` is the same network."""
     plain_heads = config.attention_head_size * config.num_attention_heads == config.hidden_size
     uneven = config.num_attention_heads_per_layer or config.intermediate_size_per_layer
     return plain_heads and not uneven and not config.use_relative_positions and not config.relu_before_classifier
@@ -259,7 +271,10 @@ def hf_names(config: ModelConfig, paths: list[str]) -> dict[str, str]:
     """Our parameter paths and their names in a Hugging Face file, with the family's prefix."""
     family = FAMILIES[config.family]
     heads = dict(family.mlm)
-    heads |= family.classifier if config.num_labels else {"pooler": family.prefix + family.pooler}
+    if config.problem == TOKEN:
+        heads |= {"classifier": "classifier"}
+    else:
+        heads |= family.classifier if config.num_labels else {"pooler": family.prefix + family.pooler}
     return {path: _hf_name(path, family, heads) for path in paths}
 
 

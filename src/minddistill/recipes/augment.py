@@ -20,6 +20,7 @@ from ..data.tasks import Example, Task, label_table, read_examples
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
 from ..files import checksum, model_path, require_directory
+from ..problems import REGRESSION, SINGLE, TOKEN
 from ..workers import worker_pool
 from . import prepare_task
 from .resume import begin_records
@@ -69,6 +70,10 @@ def run(config: Config) -> dict[str, Any]:
     _check(config)
     config = replace(config, tokenizer=config.tokenizer or config.mlm)
     task, files = prepare_task.task_and_files(config)
+    if task.problem == TOKEN:
+        raise UserError(
+            f"--task_name {config.task_name}: words that are replaced would lose their labels; not augmented"
+        )
     if config.split not in files:
         raise UserError(f"--split {config.split}: no such file; expected one of {', '.join(files)}")
     source = files[config.split]
@@ -76,7 +81,7 @@ def run(config: Config) -> dict[str, Any]:
     tokenizer = load_tokenizer(tokenizer_dir)
     length = config.max_seq_length or task.max_length
     examples = list(read_examples(source, task, config.split))
-    table = {} if task.regression else label_table(task, (example.label or "" for example in examples))
+    table = label_table(task, (example.label for example in examples))
     directory, plan = Path(config.output_dir), _plan(config, source, tokenizer)
     finished, _ = begin_records(directory, plan, 1)
     if finished:
@@ -110,9 +115,7 @@ def run(config: Config) -> dict[str, Any]:
         "augmented_from": len(examples),
         "plan": plan,
     }
-    records.finish_directory(
-        directory, records.schema(length, written, "float32" if task.regression else "int64"), meta
-    )
+    records.finish_directory(directory, prepare_task.schema(task, len(table), length, written), meta)
     print(f"{config.split}: {written} rows from {len(examples)} of {source} in {directory}")
     return meta
 
@@ -218,7 +221,7 @@ class _Source:
         generator = np.random.Generator(np.random.Philox(key=[self.config.seed, shard.index]))
         made, place = self.rows(shard.examples, generator), f"{self.source}: row {shard.start + 1} or later"
         rows = prepare_task.encoded(made, self.tokenizer, self.task, self.table, self.length, lambda _: place)
-        records.write_tfrecord(shard.path, rows, frozenset(["label_ids"] if self.task.regression else []))
+        records.write_tfrecord(shard.path, rows, frozenset(["label_ids"] if self.task.problem == REGRESSION else []))
 
     def rows(self, examples: Sequence[Example], generator: np.random.Generator) -> Iterator[Example]:
         """The rows of some examples, in their order."""
@@ -284,7 +287,7 @@ class _Mlm:
 
         runtime.start("")
         weights = store.read_weights(config.mlm)
-        shape = weights.config.with_(labels=(), regression=False, pooler=False)
+        shape = weights.config.with_(labels=(), problem=SINGLE, pooler=False)
         self.tokenizer = load_tokenizer(weights.directory)
         self.longest = min(shape.max_position_embeddings, _LENGTHS[-1])
         self.together, self.batch, self.count = config.masks_together, config.batch_size, config.candidates
@@ -359,8 +362,8 @@ class _Judge:
     def __init__(self, config: Config, task: Task):
         from .. import pipeline
 
-        if task.regression:
-            raise UserError(f"--teacher: {task.name} is a regression; its rows have no label to be convinced of")
+        if task.problem != SINGLE:
+            raise UserError(f"--teacher: {task.name} is {task.problem}; its rows have no one label to be convinced of")
         self.path, self.least = config.teacher, config.confidence
         self.pipeline = pipeline(config.teacher, batch_size=config.batch_size)
 

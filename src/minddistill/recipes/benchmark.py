@@ -20,7 +20,6 @@ from ..config import flag, parse
 from ..data.loader import Loader, PlannedBatch, choose_buckets
 from ..data.records import Rows
 from ..errors import UserError
-from ..evaluation import metrics
 from ..evaluation.evaluate import predict
 from ..export.session import ONNX_FILE, Session
 from ..files import model_path, write_text
@@ -172,19 +171,19 @@ def _rows(config: Config, facts: Facts) -> Rows:
     )
     if not rows.meta.get("labelled", True):
         raise UserError(f"{config.data_dir}: a test split without labels; expected rows to measure quality on")
-    if not facts.config.regression:
-        rows.check_classes(facts.config.num_labels)
+    common.check_problem(facts.config, rows, facts.directory)
+    rows.check_classes(facts.config.num_labels)
     return rows
 
 
 def _metrics(subject: measure.Subject, facts: Facts, rows: Rows) -> dict[str, float]:
     buckets = choose_buckets(rows.length, rows.seq_length, most=3)
     logits = predict(subject.predict, Loader(rows, _ACCURACY_BATCH, buckets=buckets, shuffle=False))
-    labels, regression = rows.meta.get("labels", []), facts.config.regression
-    if labels and not regression:
+    labels = rows.meta.get("labels", [])
+    if labels and not facts.config.regression:
         order = common.label_order(facts.config.labels, labels, subject.name, rows.directory)
         logits = logits if order is None else logits[:, order]
-    return metrics.compute(rows.meta.get("metrics", ["accuracy"]), rows.label, logits, regression)
+    return common.scored(rows, facts.config, logits)
 
 
 def typical(rows: Rows, size: int, length: int = 0) -> dict[str, np.ndarray]:

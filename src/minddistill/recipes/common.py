@@ -18,12 +18,13 @@ from ..distill.layer_map import LayerMap, layer_map
 from ..distill.objectives import FitDense, Same, check_heads
 from ..errors import UserError
 from ..evaluation import metrics
-from ..evaluation.evaluate import predict, write_predictions
+from ..evaluation.evaluate import Truth, predict, write_predictions
 from ..export.arrays import read_arrays
 from ..export.session import ONNX_FILE
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel, predict_function
+from ..problems import MULTI, REGRESSION, SINGLE, TOKEN
 from ..train.log import RunLog
 
 EVAL_BATCH = 64
@@ -70,11 +71,10 @@ def _unsaid(name: str) -> Iterator[Callable[..., None]]:
 
 def _check_description(rows: Rows, directory: str, task: str) -> None:
     """See that `meta.json` names known metrics and the task asked for."""
-    unknown = [name for name in rows.meta.get("metrics", []) if name not in metrics.METRICS]
+    known = metrics.METRICS[rows.problem]
+    unknown = [name for name in rows.meta.get("metrics", []) if name not in known]
     if unknown:
-        raise UserError(
-            f"{directory}: meta.json asks for the metric {unknown[0]!r}; expected {', '.join(metrics.METRICS)}"
-        )
+        raise UserError(f"{directory}: meta.json asks for the metric {unknown[0]!r}; expected {', '.join(known)}")
     made_for = rows.meta.get("task", "")
     if task and made_for and task.lower() != made_for.lower():
         raise UserError(f"--task_name {task}: the records in {directory} are of {made_for}")
@@ -138,9 +138,10 @@ def align_labels(weights: store.Weights, rows: Rows, say: Callable[[str], None])
     """Bring a teacher's outputs into the order of the records' labels, where these are named.
 
     Raises:
-        UserError: the teacher was not trained on these labels.
+        UserError: the teacher was not trained on these labels, or for another kind of problem.
     """
-    have, labels = weights.config.labels, [] if rows.meta.get("regression") else rows.meta.get("labels", [])
+    check_problem(weights.config, rows, weights.source)
+    have, labels = weights.config.labels, [] if weights.config.regression else rows.meta.get("labels", [])
     if not labels or tuple(labels) == have:
         return weights
     order = label_order(have, labels, str(weights.source), rows.directory)
@@ -152,6 +153,39 @@ def align_labels(weights: store.Weights, rows: Rows, say: Callable[[str], None])
         values[name] = values[name][order]
     say(f"The teacher's outputs were put in the records' order of labels: {', '.join(labels)}")
     return store.Weights(weights.config.with_(labels=tuple(labels)), values, weights.source, weights.fit)
+
+
+def check_problem(config: ModelConfig, rows: Rows, source: object) -> None:
+    """See that a classifier's outputs mean what the labels of some rows do.
+
+    Raises:
+        UserError: they do not; names the model by `source`.
+    """
+    if config.num_labels and config.problem != rows.problem:
+        raise UserError(
+            f"{source}: a model for {config.problem}; the labels of {rows.directory} are for {rows.problem}; "
+            "fine-tune a model on these records"
+        )
+
+
+def truth_of(rows: Rows, config: ModelConfig) -> Truth:
+    """What predictions for some rows, in the order of their labels, are compared with."""
+    names = list(rows.meta.get("labels") or config.labels)
+    if rows.out_of_scope == len(names):
+        names.append(rows.meta["out_of_scope"])
+    labels = rows.answers if rows.meta.get("labelled", True) else None
+    if labels is not None and rows.problem != REGRESSION:
+        labels = labels.astype(np.int32)  # which rows that were not checked have not
+    sentence = None if rows.words is None else np.nonzero(rows.words)[0]
+    return Truth(labels, rows.problem, names, rows.out_of_scope, sentence)
+
+
+def scored(rows: Rows, config: ModelConfig, logits: np.ndarray, threshold: float = 0.0) -> dict[str, float]:
+    """The task's metrics of logits in the order of the rows' labels, the main one first; none without labels."""
+    truth = truth_of(rows, config)
+    if truth.labels is None:
+        return {}
+    return metrics.compute(rows.meta.get("metrics", ["accuracy"]), truth, logits, threshold)
 
 
 def matched_layers(
@@ -279,37 +313,32 @@ class Evaluator:
 
     Args:
         buckets: lengths that rows are padded to; the records' own alone by default.
+        threshold: as for `evaluation.evaluate.decided`.
     """
 
-    def __init__(self, model: TextModel, rows: Rows, buckets: list[int] | None = None):
+    def __init__(self, model: TextModel, rows: Rows, buckets: list[int] | None = None, threshold: float = 0.0):
         self.loader = Loader(rows, EVAL_BATCH, buckets=buckets, shuffle=False)
         self.forward = predict_function(model)
-        self.config = model.config
+        self.config, self.threshold = model.config, threshold
         self.found: np.ndarray | None = None
         """Logits (N, C) of the latest measurement."""
 
-    @property
-    def labels(self) -> np.ndarray | None:
-        """True labels (N,), where the rows have them."""
-        return self.loader.rows.label if self.loader.rows.meta.get("labelled", True) else None
-
     def logits(self) -> np.ndarray:
-        """Logits (N, C) of all rows, in their order."""
+        """Logits (N, C) of all rows, or words of a token task, in their order."""
         self.found = predict(self.forward, self.loader)
         return self.found
 
     def metrics(self, logits: np.ndarray | None = None) -> dict[str, float]:
         """The task's metrics, the main one first; none where the rows have no labels."""
-        if self.labels is None:
+        rows = self.loader.rows
+        if not rows.meta.get("labelled", True):
             return {}
-        found = self.logits() if logits is None else logits
-        names = self.loader.rows.meta.get("metrics", ["accuracy"])
-        return metrics.compute(names, self.labels, found, self.config.regression)
+        return scored(rows, self.config, self.logits() if logits is None else logits, self.threshold)
 
     def write(self, path: Path) -> None:
         """Write the predictions of the latest measurement."""
         assert self.found is not None
-        write_predictions(path, self.found, self.labels, self.config.labels, self.config.regression)
+        write_predictions(path, self.found, truth_of(self.loader.rows, self.config), self.threshold)
 
 
 def eval_buckets(train: list[int], rows: Rows) -> list[int]:
@@ -328,13 +357,11 @@ def check_teacher(
         UserError: it does not beat the majority class (or, in a regression task, explains nothing).
     """
     evaluator = Evaluator(model, rows, buckets)
-    logits = evaluator.logits()
-    if model.config.regression:
-        name, value, floor = "pearson", evaluator.metrics(logits)["pearson"], 0.1
-    else:
-        assert rows.label is not None
-        floor = float(np.bincount(rows.label).max() / len(rows))
-        name, value = "accuracy", metrics.compute(["accuracy"], rows.label, logits, False)["accuracy"]
+    name = _DECIDES[rows.problem]
+    truth, logits = truth_of(rows, model.config), evaluator.logits()
+    if truth.labels is None:
+        raise UserError(f"{rows.directory}: rows without labels; expected labelled ones (--eval_data_dir)")
+    value, floor = metrics.compute([name], truth, logits)[name], _floor(truth)
     say(f"Teacher on {rows.directory}: {name} {value:.6f} (majority class or floor {floor:.6f}, {len(rows)} rows)")
     if value <= floor and not allow_weak:
         raise UserError(
@@ -342,6 +369,20 @@ def check_teacher(
             "was not trained on this task or its labels are mixed up; --allow_weak_teacher true goes on all the same"
         )
     return evaluator
+
+
+# The metric that a teacher is checked by.
+_DECIDES = {SINGLE: "accuracy", MULTI: "micro_f1", REGRESSION: "pearson", TOKEN: "entity_f1"}
+
+
+def _floor(truth: Truth) -> float:
+    """What a model that knows nothing reaches: by always giving the commonest label, or no entity."""
+    if truth.problem == SINGLE:
+        return float(np.bincount(truth.labels).max() / len(truth.labels))
+    if truth.problem == MULTI:
+        commonest, total = truth.labels.sum(0).max(), truth.labels.sum() + len(truth.labels)
+        return float(2 * commonest / total)
+    return 0.1 if truth.problem == REGRESSION else 0.0
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

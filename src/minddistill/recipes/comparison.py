@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from ..bench.report import Column, Confusion, Section, Table
 from ..data.records import Rows
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
-from ..evaluation.evaluate import softmax
+from ..evaluation.evaluate import Truth, decided, scores, told
 from ..models import store
 from ..models.config import ModelConfig
+from ..problems import MULTI, REGRESSION
 
 _MOST_EXAMPLES = 300
 
@@ -102,86 +103,121 @@ def headline(models: Sequence[Measured]) -> list[tuple[str, str, str]]:
 
 
 def compare(
-    rows: Rows, config: ModelConfig, tokenizer: Path, logits: Mapping[str, np.ndarray], where: str = ""
+    rows: Rows,
+    truth: Truth,
+    tokenizer: Path,
+    logits: Mapping[str, np.ndarray],
+    where: str = "",
+    threshold: float = 0.0,
 ) -> list[Section]:
     """Confusion matrices, and the rows that the models disagree on (of one model, those that it gets wrong).
 
     Args:
         rows: labelled ones.
-        config: of the model, for its labels.
+        truth: their labels.
         tokenizer: directory of the tokenizer that made the rows; where it has none, examples have no text.
         logits: (N, C) of one or two models, by name.
         where: name of the rows, for the titles.
+        threshold: as for `evaluation.evaluate.decided`.
     """
     texts = _Texts(rows, tokenizer)
-    sections = [_largest_errors(rows, texts, logits)] if config.regression else _classes(rows, texts, config, logits)
+    if truth.problem == REGRESSION:
+        sections = [_largest_errors(truth, texts, logits)]
+    else:
+        found = {name: decided(values, truth, threshold) for name, values in logits.items()}
+        each = _by_label(truth, found) if truth.problem == MULTI else _confusion(truth, found)
+        sections = [each, _examples(texts, truth, logits, found)]
     return [replace(section, title=f"{section.title}, {where}") if where else section for section in sections]
 
 
-def _classes(rows: Rows, texts: _Texts, config: ModelConfig, logits: Mapping[str, np.ndarray]) -> list[Section]:
-    truth, found = rows.label.astype(int), {name: values.argmax(1) for name, values in logits.items()}
-    classes = range(config.num_labels)
+def _confusion(truth: Truth, found: Mapping[str, np.ndarray]) -> Section:
+    labels, classes = truth.labels.astype(int), range(len(truth.names))
     confusions = [
-        Confusion(name, config.labels, confusion_matrix(truth, values, labels=classes))
-        for name, values in found.items()
+        Confusion(name, truth.names, confusion_matrix(labels, values, labels=classes)) for name, values in found.items()
     ]
-    return [Section("Confusion", confusions=confusions), _examples(texts, truth, logits, config.labels)]
+    return Section("Confusion", confusions=confusions)
+
+
+def _by_label(truth: Truth, found: Mapping[str, np.ndarray]) -> Section:
+    """How well each label of a multi-label task is found."""
+    columns, rows = [Column("label"), Column("rows", ",d")], [[name] for name in truth.names]
+    for line, count in zip(rows, truth.labels.sum(0), strict=True):
+        line.append(int(count))
+    for name, values in found.items():
+        columns += [Column(f"{name} {title}", ".4f") for title in ("precision", "recall", "F1")]
+        measured = precision_recall_fscore_support(truth.labels, values, zero_division=0.0)[:3]
+        for line, *figures in zip(rows, *measured, strict=True):
+            line += map(float, figures)
+    return Section("Labels", table=Table(columns, rows))
 
 
 class _Texts:
-    """The text of a row, as its tokens tell it."""
+    """The text of a row, or of a word and its row in a token task, as its tokens tell it."""
 
     def __init__(self, rows: Rows, tokenizer: Path):
         self.rows = rows
+        self.words = None if rows.words is None else np.argwhere(rows.words)
         try:
             self.tokenizer = load_tokenizer(tokenizer)
         except UserError:
             self.tokenizer = None
 
-    def __call__(self, row: int) -> str:
+    def __call__(self, number: int) -> str:
         if self.tokenizer is None:
             return ""
+        row, word = (number, "") if self.words is None else self._word(number)
         ids, second, end = self.rows.ids[row].tolist(), int(self.rows.second[row]), int(self.rows.length[row])
-        parts = (self.tokenizer.decode(part) for part in (ids[:second], ids[second:end]))
+        parts = (word, *(self.tokenizer.decode(part) for part in (ids[:second], ids[second:end])))
         return "  ‖  ".join(part.strip() for part in parts if part.strip())
 
+    def _word(self, number: int) -> tuple[int, str]:
+        """The row of a word, and the word."""
+        row, start = self.words[number]
+        later = self.words[(self.words[:, 0] == row) & (self.words[:, 1] > start), 1]
+        end = later[0] if len(later) else self.rows.length[row]
+        return int(row), self.tokenizer.decode(self.rows.ids[row, start:end].tolist())
 
-def _examples(texts: _Texts, truth: np.ndarray, logits: Mapping[str, np.ndarray], labels: Sequence[str]) -> Section:
+
+def _examples(
+    texts: _Texts, truth: Truth, logits: Mapping[str, np.ndarray], decisions: Mapping[str, np.ndarray]
+) -> Section:
     """Rows that two models predict differently, or that one gets wrong, the surest first."""
-    found = {name: values.argmax(1) for name, values in logits.items()}
-    sure = {name: softmax(values).max(1) for name, values in logits.items()}
-    *_, last = found
+    labels = np.array(told(truth.labels, truth))
+    found = {name: np.array(told(values, truth)) for name, values in decisions.items()}
+    sure = {name: scores(values, truth.problem).max(1) for name, values in logits.items()}
+    first, *_, last = [*found, *found]
     if len(found) > 1:
-        chosen = np.flatnonzero(np.ptp(np.stack(list(found.values())), axis=0))
+        chosen = np.flatnonzero(found[first] != found[last])
         title = f"Where {' and '.join(found)} differ"
-        right = ", ".join(f"{name} right in {(values == truth)[chosen].sum()}" for name, values in found.items())
-        note = f"{len(chosen)} of {len(truth)} rows; {right}."
+        right = ", ".join(f"{name} right in {(values == labels)[chosen].sum()}" for name, values in found.items())
+        note = f"{len(chosen)} of {len(labels)} rows; {right}."
     else:
-        chosen = np.flatnonzero(found[last] != truth)
-        title, note = "Mistakes", f"{len(chosen)} of {len(truth)} rows."
+        chosen = np.flatnonzero(found[last] != labels)
+        title, note = "Mistakes", f"{len(chosen)} of {len(labels)} rows."
     shown = chosen[np.argsort(-sure[last][chosen], kind="stable")][:_MOST_EXAMPLES]
     if len(shown) < len(chosen):
         note += f" The {len(shown)} that the {last} is surest of are shown."
     columns = [Column("row", "d"), Column("text", wide=True), Column("label")]
     columns += [column for name in found for column in (Column(name), Column(f"{name} p", ".3f"))]
     rows = [
-        [int(row), texts(row), labels[truth[row]]]
-        + [cell for name in found for cell in (labels[found[name][row]], float(sure[name][row]))]
+        [int(row), texts(row), str(labels[row])]
+        + [cell for name in found for cell in (str(found[name][row]), float(sure[name][row]))]
         for row in shown
     ]
     return Section(title, note, table=Table(columns, rows, searchable=True) if rows else None)
 
 
-def _largest_errors(rows: Rows, texts: _Texts, logits: Mapping[str, np.ndarray]) -> Section:
+def _largest_errors(truth: Truth, texts: _Texts, logits: Mapping[str, np.ndarray]) -> Section:
     """Rows of a regression task whose output is farthest from the label, of the last model."""
     *_, last = logits
-    error = np.abs(logits[last][:, 0] - rows.label)
+    labels = truth.labels
+    error = np.abs(logits[last][:, 0] - labels)
     shown = np.argsort(-error, kind="stable")[:_MOST_EXAMPLES]
     columns = [Column("row", "d"), Column("text", wide=True), Column("label", ".3f")]
     columns += [*(Column(name, ".3f") for name in logits), Column("error", ".3f")]
     lines = [
-        [int(row), texts(row), float(rows.label[row]), *(float(v[row, 0]) for v in logits.values()), float(error[row])]
+        [int(row), texts(row), float(labels[row]), *(float(v[row, 0]) for v in logits.values()), float(error[row])]
         for row in shown
     ]
-    note = f"The {len(shown)} of {len(rows)} rows on which the {last} is farthest from the label."
+    note = f"The {len(shown)} of {len(labels)} rows on which the {last} is farthest from the label."
     return Section("Largest errors", note, table=Table(columns, lines, searchable=True))

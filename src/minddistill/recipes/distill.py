@@ -224,7 +224,7 @@ def objective_of(job: Job, learning: Learning, pairs: LayerMap, fit: FitDense | 
     mode = job.student.loss_mode
     return Weighted(
         [
-            (1.0, logits(learning.alpha, learning.temperature, job.teacher.config.regression)),
+            (1.0, logits(learning.alpha, learning.temperature, job.teacher.config.problem)),
             (learning.att_loss_ratio, AttentionScores(pairs, mode)),
             (learning.state_loss_ratio, HiddenStates(pairs, fit, mode, learning.state_loss)),
         ]

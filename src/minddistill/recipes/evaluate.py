@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..evaluation.evaluate import read_predictions, write_submission
 from ..files import read_json, remove_parts, write_json
 from ..models import store
+from ..problems import MULTI
 from . import common, comparison, report
 
 _NOTES = "evaluated.json"
@@ -32,6 +33,11 @@ class Config:
     dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
     verify_records: bool = flag(True, "check the checksums of the records")
     output_dir: str = flag("", "where metrics.json, predictions and evaluation.html go; empty prints only")
+    threshold: float = flag(
+        0.0,
+        "least probability of a label that is predicted: a row without one is out of scope; 0 for none, which in a "
+        "multi-label task stands for 0.5",
+    )
     submission: bool = flag(False, "write GLUE's test file of each record directory into output_dir")
     task_name: str = flag("", "the records' task; checked where given")
     num_attention_heads: int = flag(12, "attention heads of a .ckpt that has no config.json beside it")
@@ -79,6 +85,7 @@ def _measure(config: Config, weights: store.Weights, directory: str, flag_name: 
     notes, name = Path(config.output_dir) / _NOTES, rows.directory.name
     known = read_json(notes, "the notes of earlier evaluations") if notes.is_file() else {}
     of = {"model": weights.fingerprint(), "records": rows.files, "submission": config.submission}
+    of |= {"threshold": config.threshold} if config.threshold else {}
     if known.get(name, {}).get("of") == of and _predictions(config, rows).is_file():
         print(f"{directory}: measured before, {_shown(known[name]['metrics'])}")
         return rows, known[name]["metrics"]
@@ -98,10 +105,11 @@ def _shown(found: dict[str, float]) -> str:
 def _metrics(config: Config, weights: store.Weights, rows: Rows) -> dict[str, float]:
     shape, directory = weights.config, rows.directory
     aligned = common.align_labels(weights, rows, print)
-    if not shape.regression:
-        rows.check_classes(aligned.config.num_labels)
+    rows.check_classes(aligned.config.num_labels)
+    _check_threshold(config, rows)
     model = store.build(aligned)
-    evaluator = common.Evaluator(model, rows, choose_buckets(rows.length, rows.seq_length, most=3))
+    buckets = choose_buckets(rows.length, rows.seq_length, most=3)
+    evaluator = common.Evaluator(model, rows, buckets, config.threshold)
     logits = evaluator.logits()
     found = evaluator.metrics(logits)
     print(f"{directory}: {len(rows)} rows, {_shown(found)}")
@@ -117,6 +125,23 @@ def _metrics(config: Config, weights: store.Weights, rows: Rows) -> dict[str, fl
     return found
 
 
+def _check_threshold(config: Config, rows: Rows) -> None:
+    """See that a threshold can decide something.
+
+    Raises:
+        UserError: it is no probability, or the records have no label for what is below it.
+    """
+    if not config.threshold:
+        return
+    if config.threshold >= 1:
+        raise UserError(f"--threshold {config.threshold:g}: expected a probability below 1")
+    if rows.problem != MULTI and rows.out_of_scope is None:
+        raise UserError(
+            f"--threshold {config.threshold:g}: {rows.directory} has no label for rows out of scope; prepare the records "
+            "with --out_of_scope LABEL"
+        )
+
+
 def _report(config: Config, weights: store.Weights, measured: Sequence[tuple[Rows, dict[str, float]]]) -> Path:
     """Write `evaluation.html`. Returns its path."""
     shape, scores = weights.config, measured[0][1]
@@ -126,10 +151,10 @@ def _report(config: Config, weights: store.Weights, measured: Sequence[tuple[Row
     sections = [Section("Metrics", table=table), Section("Model", table=comparison.model_table([model]))]
     for rows, found in measured:
         if found:
-            # Predictions are in the order of the records' labels.
-            ordered = shape if shape.regression else shape.with_(labels=rows.meta.get("labels") or shape.labels)
+            truth = common.truth_of(rows, shape)
             logits = {"model": read_predictions(_predictions(config, rows))}
-            sections += comparison.compare(rows, ordered, weights.directory, logits, rows.directory.name)
+            name = rows.directory.name
+            sections += comparison.compare(rows, truth, weights.directory, logits, name, config.threshold)
     sections.append(report.environment_section())
     path = Path(config.output_dir) / "evaluation.html"
     return write_report(path, "Evaluation", str(weights.source), comparison.headline([model]), sections)

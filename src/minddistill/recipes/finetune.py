@@ -14,6 +14,8 @@ from ..distill.distiller import Distiller
 from ..distill.objectives import Labels
 from ..errors import UserError
 from ..models import store
+from ..models.config import ModelConfig
+from ..problems import REGRESSION
 from ..train.log import RunLog
 from . import common, report
 from .checks import Load, check_load
@@ -78,15 +80,17 @@ def prepare(
         "log": log,
     }
     train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
-    names, regression = train.meta.get("labels", []), bool(train.meta.get("regression"))
+    names, problem = train.meta.get("labels", []), train.problem
     with log.check("labels") as found:
-        if not regression:
+        if problem == REGRESSION:
+            names = ["score"]
+        else:
             names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
-            train.check_classes(len(names))
-        found("a number" if regression else ", ".join(names))
+        train.check_classes(len(names), learnt=True)
+        found("a number" if problem == REGRESSION else ", ".join(names))
     model_config = weights.config.with_(
-        labels=("score",) if regression else tuple(names),
-        regression=regression,
+        labels=tuple(names),
+        problem=problem,
         pooler=True,
         relu_before_classifier=config.relu_before_classifier,
     )
@@ -99,9 +103,9 @@ def prepare(
     if config.eval_data_dir:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", model_config, None, **options)
         with log.check("labels to evaluate") as found:
-            if not regression:
-                dev.check_classes(len(names))
-            if dev.meta.get("labels", names) != names:
+            common.check_problem(model_config, dev, "the training records")
+            dev.check_classes(len(names))
+            if problem != REGRESSION and dev.meta.get("labels", names) != names:
                 raise UserError(
                     f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}"
                 )
@@ -109,7 +113,7 @@ def prepare(
 
     def build() -> Work:
         model = store.build(
-            weights if weights.config.labels == model_config.labels else _without_classifier(weights),
+            weights if _classifier(weights.config) == _classifier(model_config) else _without_classifier(weights),
             model_config,
             seed=run_flags.seed,
             may_miss=("classifier.", "pooler."),
@@ -132,7 +136,7 @@ def prepare(
                 metrics=found,
             )
 
-        return Work(Distiller(model, None, Labels(regression)), loader, save, evaluator and evaluator.metrics)
+        return Work(Distiller(model, None, Labels(problem)), loader, save, evaluator and evaluator.metrics)
 
     return Stage(
         name="finetune",
@@ -155,6 +159,11 @@ def prepare(
         keep=config.max_ckpt_num,
         patience=config.patience,
     )
+
+
+def _classifier(config: ModelConfig) -> tuple:
+    """What the classifier of a model is for."""
+    return config.labels, config.problem
 
 
 def _without_classifier(weights: store.Weights) -> store.Weights:

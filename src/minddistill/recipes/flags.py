@@ -134,6 +134,8 @@ class StudentFlags:
             # The student is of the teacher's family, so that its embeddings mean the same.
             for name in ("family", "type_vocab_size", "max_position_embeddings", "hidden_act", "layer_norm_eps"):
                 changes[name] = getattr(teacher, name)
+            if teacher.embedding_size != teacher.hidden_size:
+                changes["embedding_size"] = teacher.embedding_size
         if self.vocab_size and self.vocab_size != teacher.vocab_size:
             raise UserError(
                 f"--vocab_size {self.vocab_size}: the teacher's is {teacher.vocab_size}; both read the same records"

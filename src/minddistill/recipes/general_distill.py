@@ -25,6 +25,7 @@ from ..distill.objectives import (
 from ..errors import UserError
 from ..models import store
 from ..models.heads import MaskedWords
+from ..problems import SINGLE
 from . import common, report
 from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
@@ -149,7 +150,7 @@ def prepare(
         fit = common.fit_dense(student_flags.fit_dense, wanted, weights.config, pairs, {}, run_flags.seed)
         objective = Intermediate(pairs, fit, student_flags.loss_mode)
     buckets = common.buckets_for(step_flags.buckets, rows, student_flags.loss_mode == "reference")
-    encoder = weights.config.with_(labels=(), regression=False, pooler=weights.config.pooler and not masked)
+    encoder = weights.config.with_(labels=(), problem=SINGLE, pooler=weights.config.pooler and not masked)
     load = Load(
         wanted.parameters + params.count(fit),
         wanted,

@@ -21,6 +21,7 @@ from ..distill.objectives import Labels, LogitSquares, Weighted
 from ..errors import UserError
 from ..models import store
 from ..models.heads import TextModel
+from ..problems import SINGLE
 from ..train.checkpoint import TrainState
 from ..train.optim import OptimConfig, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
@@ -189,8 +190,10 @@ def prepare(
     found = task_distill.Learning(**common_flags(learning, task_distill.Learning), teacher_cache="off")
     job = task_distill.prepare(task, found, student, run_flags, step_flags, place, directory, log)
     job.require_one_teacher("meta pseudo labels, which train it,")
-    if job.teacher.config.regression:
-        raise UserError(f"{job.teacher.source}: a regression, which has no classes to draw pseudo labels from")
+    if job.teacher.config.problem != SINGLE:
+        raise UserError(
+            f"{job.teacher.source}: for {job.teacher.config.problem}; a pseudo label is one class of a row, of {SINGLE}"
+        )
     unlabelled = common.read_checked(
         config.unlabelled_data_dir,
         "--unlabelled_data_dir",

@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import pipeline
 from ..config import flag, parse, words
@@ -18,6 +18,7 @@ from ..data.tasks import CUSTOM, Task, decoded, read_examples, text_lines
 from ..errors import UserError
 from ..export.pipeline import Pipeline, Text
 from ..files import whole_file
+from ..problems import MULTI, REGRESSION, TOKEN
 
 
 @dataclass
@@ -30,6 +31,11 @@ class Config:
     text_column: str = flag("text", "column of the text")
     text_pair_column: str = flag("", "column of the second text; empty for single texts")
     pairs: bool = flag(False, "texts are pairs: two words of the command line, two parts of a line around a tab")
+    threshold: float = flag(0.0, "least score of a label; below it the label is null; 0 in a multi-label task is 0.5")
+    aggregation: Literal["first", "simple"] = flag(
+        "first",
+        "token classifiers: a word has the class of its first piece, as in training, or (simple) each piece its own",
+    )
     output_file: str = flag("", "where the lines go; standard output by default")
     batch_size: int = flag(32, "texts that are computed together")
     threads: int = flag(0, "threads that compute a batch; 0 takes the runtime's own choice")
@@ -50,23 +56,42 @@ def run(config: Config) -> int:
             part = stack.enter_context(whole_file(Path(config.output_file)))
             out = stack.enter_context(open(part, "w", encoding="utf-8"))
         count = 0
-        for line in predictions(model, _texts(config)):
+        for line in predictions(model, _texts(config), config.threshold, config.aggregation):
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             count += 1
         out.flush()
     return count
 
 
-def predictions(model: Pipeline, texts: Iterable[Text]) -> Iterator[dict[str, Any]]:
-    """The text, its label and score, and the scores of all labels; of a regression task the text and its score."""
+def predictions(
+    model: Pipeline, texts: Iterable[Text], threshold: float = 0.0, aggregation: str = "first"
+) -> Iterator[dict[str, Any]]:
+    """The text, its label and score, and the scores of all labels; in a multi-label task its labels; of a regression task
+    the text and its score; of a token task the text and its entities.
+
+    Args:
+        threshold: least score of a label that is given; in a multi-label task 0 stands for 0.5.
+        aggregation: of a token task, as in `export.entities`.
+    """
     read, kept = tee(texts)  # the model reads ahead by a window
-    for text, scores in zip(kept, model.scores(read), strict=False):
+    problem = model.session.config.problem
+    found = model.entities(read, aggregation) if problem == TOKEN else model.scores(read)
+    for text, values in zip(kept, found, strict=False):
         given = {"text": text} if isinstance(text, str) else dict(text)
-        if model.session.config.regression:
-            yield given | {"score": float(scores[0])}
-        else:
-            table = dict(zip(model.labels, map(float, scores), strict=True))
-            yield given | {"label": model.labels[scores.argmax()], "score": float(scores.max()), "scores": table}
+        yield given | _told(values, model.labels, problem, threshold)
+
+
+def _told(values: Any, labels: Sequence[str], problem: str, threshold: float) -> dict[str, Any]:
+    """What is said of a text."""
+    if problem == TOKEN:
+        return {"entities": values}
+    if problem == REGRESSION:
+        return {"score": float(values[0])}
+    table = dict(zip(labels, map(float, values), strict=True))
+    if problem == MULTI:
+        return {"labels": [name for name in labels if table[name] >= (threshold or 0.5)], "scores": table}
+    best = max(table, key=lambda name: table[name])
+    return {"label": best if table[best] >= threshold else None, "score": table[best], "scores": table}
 
 
 def _texts(config: Config) -> Iterator[Text]:

@@ -8,16 +8,19 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from ..config import flag, parse
+from ..config import flag, parse, unusual
 from ..data import records
-from ..data.tasks import CUSTOM, Example, Task, encode_label, label_table, read_examples, task_named
+from ..data.tasks import CUSTOM, METRICS, TASKS, Example, Task, encode_label, label_table, read_examples, task_named
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id
+from ..data.tokens import read_sentences, word_labels
 from ..errors import UserError
+from ..evaluation import metrics
 from ..files import checksum, model_path, require_directory
+from ..problems import MULTI, REGRESSION, SEPARATOR, SINGLE, TOKEN
 from ..workers import worker_pool
 from .resume import begin_records
 
@@ -29,16 +32,21 @@ _ROWS_A_CHUNK = 512
 class Config:
     """Text in, records out."""
 
-    task_name: str = flag("", "task of the table (SST-2, MNLI, QNLI, MRPC, QQP, RTE, CoLA, STS-B, SNIPS) or custom")
+    task_name: str = flag("", f"task of the table ({', '.join(TASKS)}) or custom")
     data_dir: str = flag("", "directory with the task's official files")
-    train_file: str = flag("", "TSV, CSV or JSONL of a custom task's training rows")
+    train_file: str = flag("", "TSV, CSV or JSONL of a custom task's training rows; CoNLL or CLUENER's JSONL of tokens")
     dev_file: str = flag("", "rows of a custom task's dev set")
     test_file: str = flag("", "rows of a custom task's test set; its label column may be absent")
     text_column: str = flag("text", "column of the text, custom task")
     text_pair_column: str = flag("", "column of the second text, custom task; empty for single texts")
     label_column: str = flag("label", "column of the label, custom task")
     labels: str = flag("", "class names in the order of the logits, with commas between; else the data's, sorted")
-    regression: bool = flag(False, "the label is a number, custom task")
+    problem_type: Literal[
+        "single_label_classification", "multi_label_classification", "regression", "token_classification"
+    ] = flag(SINGLE, "what the labels of a custom task mean, as Hugging Face's config.json has it")
+    label_separator: str = flag(SEPARATOR, "what stands between the labels of a row, multi-label task")
+    metrics: str = flag("", "a custom task's metrics with commas between, the first selects the best model")
+    out_of_scope: str = flag("", "label of the rows that belong to no class; a class itself if training rows have it")
     tokenizer: str = flag("", "model directory whose tokenizer makes the ids")
     output_dir: str = flag("", "where a record directory is written for each split")
     max_seq_length: int = flag(0, "tokens a row at most; 0 takes the task's own")
@@ -68,11 +76,11 @@ def run(config: Config) -> dict[str, dict]:
     table: dict[str, str] = {}
     found = {}
     for split, path in files.items():
-        examples = list(read_examples(path, task, split, labelled=not split.startswith("test")))
+        examples = list(_read(path, task, split))
         if not examples:
             raise UserError(f"{path}: no rows; expected at least one")
-        if not table and not task.regression:
-            table = label_table(task, (example.label or "" for example in examples))
+        if not table and task.problem != REGRESSION:
+            table = label_table(task, (example.label for example in examples))
             if len(table) < 2:
                 raise UserError(f"{path}: only one label, {', '.join(map(repr, table))}; expected at least two classes")
         labelled = all(example.label is not None for example in examples)
@@ -97,9 +105,22 @@ def description(task: Task, tokenizer: Tokenizer, length: int) -> dict[str, Any]
         "vocab_size": tokenizer.get_vocab_size(),
         "pad_id": pad_id(tokenizer),
         "seq_length": length,
-        "regression": task.regression,
+        "problem_type": task.problem,
         "metrics": list(task.metrics),
+        **({"out_of_scope": task.out_of_scope} if task.out_of_scope else {}),
     }
+
+
+def _read(path: Path, task: Task, split: str) -> Iterator[Example]:
+    labelled = not split.startswith("test")
+    return read_sentences(path, labelled) if task.problem == TOKEN else read_examples(path, task, split, labelled)
+
+
+def schema(task: Task, classes: int, length: int, rows: int) -> dict:
+    """The schema of a task's records."""
+    size = {MULTI: classes, TOKEN: length}.get(task.problem, 1)
+    kind = "float32" if task.problem == REGRESSION else "int64"
+    return records.schema(length, rows, kind, label_size=size)
 
 
 def encoded(
@@ -116,13 +137,17 @@ def encoded(
         tokenizer: that cuts texts to `length`.
         where: the place of an example, by its number among these, for messages.
     """
-    pad, numbered = pad_id(tokenizer), enumerate(examples)
+    pad, numbered, tokens = pad_id(tokenizer), enumerate(examples), task.problem == TOKEN
+    encode = tokenizer.encode_batch if tokens else tokenizer.encode_batch_fast  # which knows no places in the text
     while chunk := list(islice(numbered, _ROWS_A_CHUNK)):
         texts = [e.text if e.text_pair is None else (e.text, e.text_pair) for _, e in chunk]
-        for (index, example), encoding in zip(chunk, tokenizer.encode_batch_fast(texts), strict=True):
+        for (index, example), encoding in zip(chunk, encode(texts), strict=True):
             row = records.padded(encoding.ids, len(encoding.ids) - sum(encoding.type_ids), length, pad)
-            row["label_ids"] = [encode_label(task, table, example.label, where(index))]
-            yield row
+            label = encode_label(task, table, example.label, where(index))
+            if tokens:
+                classes = label if example.label is not None else label * len(example.words)
+                label = word_labels(example.text, encoding, example.words, classes, length)
+            yield row | {"label_ids": label}
 
 
 def task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
@@ -138,14 +163,17 @@ def task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
             text=config.text_column,
             text_pair=config.text_pair_column or None,
             label=config.label_column,
-            regression=config.regression,
-            metrics=("pearson", "spearman") if config.regression else ("accuracy", "f1"),
+            problem=config.problem_type,
+            separator=_separator(config.label_separator),
+            out_of_scope=_out_of_scope(config),
+            metrics=_metrics(config),
         )
         files = {split: Path(path) for split, path in given.items() if path}
         if not files:
             raise UserError("--task_name custom: no file; give --train_file, --dev_file or --test_file")
     else:
         task = task_named(config.task_name)
+        _check_custom(config)
         directory = require_directory(config.data_dir, f"the directory of {task.name}'s files (--data_dir)")
         files = {split: directory / name for split, name in task.files.items() if (directory / name).is_file()}
         if not files:
@@ -155,6 +183,37 @@ def task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
         names = [name.strip() for name in config.labels.split(",")]
         task = replace(task, labels={name: name for name in names})
     return task, files
+
+
+def _separator(text: str) -> str:
+    if not text.strip():
+        raise UserError("--label_separator is empty; expected what stands between the labels of a row")
+    return text
+
+
+def _out_of_scope(config: Config) -> str:
+    if config.out_of_scope and config.problem_type != SINGLE:
+        raise UserError(f"--out_of_scope {config.out_of_scope}: not of {config.problem_type}; expected {SINGLE}")
+    return config.out_of_scope
+
+
+def _metrics(config: Config) -> tuple[str, ...]:
+    """The metrics of a custom task: those asked for, or those that suit it."""
+    known = metrics.METRICS[config.problem_type]
+    names = tuple(name.strip() for name in config.metrics.split(",") if name.strip())
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise UserError(f"--metrics {wrong[0]}: not a metric of {config.problem_type}; expected {', '.join(known)}")
+    scope = ("in_scope_accuracy", "out_of_scope_recall") if config.out_of_scope else ()
+    return names or (*METRICS[config.problem_type], *scope)
+
+
+def _check_custom(config: Config) -> None:
+    """See that no flag of a custom task goes with one of the table."""
+    names = ("problem_type", "label_separator", "metrics", "out_of_scope")
+    given = [name for name in unusual(config) if name in names]
+    if given:
+        raise UserError(f"--{given[0]} is for --task_name {CUSTOM}; {config.task_name} has its own")
 
 
 def _write_split(
@@ -180,8 +239,7 @@ def _write_split(
     count = -(-len(examples) // _ROWS_A_SHARD)
     count = max(count, min(begun_with, len(examples) // 2000)) or 1
     size = -(-len(examples) // count)
-    kind = "float32" if task.regression else "int64"
-    columns = records.schema(meta["seq_length"], len(examples), kind)
+    columns = schema(task, len(table), meta["seq_length"], len(examples))
     make = partial(
         _write_shard,
         source=source,
@@ -224,7 +282,7 @@ def _write_shard(
     if path.suffix == ".mindrecord":
         records.write_mindrecord(path, rows, columns["columns"])
     else:
-        records.write_tfrecord(path, rows, frozenset(["label_ids"] if task.regression else []))
+        records.write_tfrecord(path, rows, frozenset(["label_ids"] if task.problem == REGRESSION else []))
 
 
 def main(argv: list[str] | None = None) -> None:

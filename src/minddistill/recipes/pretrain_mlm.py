@@ -14,6 +14,7 @@ from ..distill.distiller import Distiller
 from ..distill.objectives import MaskedLM
 from ..models import store
 from ..models.heads import MaskedWords
+from ..problems import SINGLE
 from . import common, report
 from .checks import Load, check_load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
@@ -88,7 +89,7 @@ def prepare(
         log=log,
     )
     masking = common.masking(weights, config.masked_lm_prob, log)
-    wanted = weights.config.with_(labels=(), regression=False, pooler=False)
+    wanted = weights.config.with_(labels=(), problem=SINGLE, pooler=False)
     buckets = common.buckets_for(step_flags.buckets, rows, fixed=False)
     load = Load(wanted.parameters, wanted, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {})
     check_load(load, directory, place.device, log)

@@ -186,10 +186,10 @@ class Job:
         return teacher
 
     def _objective(self, student: ModelConfig, layers: str) -> nn.Cell:
-        losses, regression = self.losses, self.teacher.config.regression
+        losses, problem = self.losses, self.teacher.config.problem
         parts: list[tuple[float, nn.Cell]] = [
-            (losses.label_weight, Labels(regression)),
-            (losses.soft_weight, Prediction(losses.temperature, regression=regression)),
+            (losses.label_weight, Labels(problem)),
+            (losses.soft_weight, Prediction(losses.temperature, problem=problem)),
         ]
         if losses.intermediate_weight:
             parts.append((losses.intermediate_weight, self._intermediate(student, layers)))
@@ -288,9 +288,9 @@ def prepare(
     with log.check("labels") as found:
         dense = common.align_labels(dense, train, log.line)
         teacher = common.align_labels(teacher, train, log.line) if config.teacher else dense
-        if not dense.config.regression:
-            for rows in filter(None, (train, dev)):
-                rows.check_classes(dense.config.num_labels)
+        train.check_classes(dense.config.num_labels, learnt=True)
+        if dev is not None:
+            dev.check_classes(dense.config.num_labels)
         found("a number" if dense.config.regression else ", ".join(dense.config.labels))
     buckets = common.buckets_for(step_flags.buckets, train, fixed=False)
     load = Load(

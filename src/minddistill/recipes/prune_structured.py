@@ -163,7 +163,7 @@ def _measured(job: Job, structure: Structure, weights: store.Weights) -> importa
     if 0 < structure.importance_rows < len(rows):
         rows = rows.take(np.random.default_rng(job.run.seed).permutation(len(rows))[: structure.importance_rows])
     model = job.build(weights)
-    loss = Distiller(model, None, Labels(weights.config.regression))
+    loss = Distiller(model, None, Labels(weights.config.problem))
     return importance.measure(
         loss,
         model,

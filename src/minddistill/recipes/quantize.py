@@ -17,7 +17,6 @@ from ..config import flag, parse, unusual
 from ..data.loader import Loader, choose_buckets
 from ..data.records import Rows
 from ..errors import UserError
-from ..evaluation import metrics
 from ..evaluation.evaluate import predict
 from ..export import directory, onnx, quantize
 from ..export.session import Forward, graph_forward, read_config
@@ -192,16 +191,16 @@ def measure(graphs: dict[str, Path], rows: Rows | None, shape: ModelConfig) -> d
 
 
 def _metrics(forward: Forward, rows: Rows, shape: ModelConfig) -> dict[str, float]:
+    common.check_problem(shape, rows, "the model")
     theirs = tuple(rows.meta.get("labels", shape.labels))
     if not shape.regression and theirs != shape.labels:
         raise UserError(f"{rows.directory}: labels {', '.join(theirs)}; the model's are {', '.join(shape.labels)}")
     if rows.label is None or not rows.meta.get("labelled", True):
         raise UserError(f"{rows.directory}: rows without labels; expected labelled ones (--eval_data_dir)")
-    if not shape.regression:
-        rows.check_classes(shape.num_labels)
+    rows.check_classes(shape.num_labels)
     batches = Loader(rows, common.EVAL_BATCH, buckets=choose_buckets(rows.length, rows.seq_length), shuffle=False)
     logits = predict(lambda batch: forward(*(batch[name] for name in INPUTS)), batches)
-    return metrics.compute(rows.meta.get("metrics", ["accuracy"]), rows.label, logits, shape.regression)
+    return common.scored(rows, shape, logits)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..bench.environment import environment
 from ..bench.plots import curves
 from ..bench.report import Column, Section, Table, write_report
 from ..config import flag, parse, read_yaml
 from ..data.records import Rows, read_rows
 from ..errors import UserError
-from ..evaluation import metrics
 from ..evaluation.evaluate import read_predictions
 from ..files import read_json, require_directory
 from ..models import store
-from ..models.config import ModelConfig
 from ..train.log import RunLog, read_metrics
+from . import common
 from .comparison import Measured, compare, headline, measured, model_table
 
 NAME = "report.html"
@@ -142,18 +139,14 @@ def _results(
     if logits:
         rows = _evaluated(flags)
         config = store.read_weights(found).config
-        scores = {name: _scores(rows, values, config) for name, values in logits.items()}
-        sections = compare(rows, config, found, logits)
+        scores = {name: common.scored(rows, config, values) for name, values in logits.items()}
+        sections = compare(rows, common.truth_of(rows, config), found, logits)
     return [measured(name, path, scores.get(name, {})) for name, (path, _) in files.items()], sections
 
 
 def _evaluated(flags: Mapping[str, Any]) -> Rows:
     first = flags["eval_data_dir"].split(",")[0]
     return read_rows(first, kind=flags["dataset_type"], schema_file=flags["schema_dir"], flag="--eval_data_dir")
-
-
-def _scores(rows: Rows, logits: np.ndarray, config: ModelConfig) -> dict[str, float]:
-    return metrics.compute(rows.meta.get("metrics", ["accuracy"]), rows.label, logits, config.regression)
 
 
 def environment_section() -> Section:

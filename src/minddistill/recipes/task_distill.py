@@ -132,7 +132,7 @@ class Job:
     @property
     def head(self) -> dict[str, Any]:
         """What the student's head has from its teacher."""
-        taken = ("labels", "regression", "relu_before_classifier")
+        taken = ("labels", "problem", "relu_before_classifier")
         return {name: getattr(self.teacher.config, name) for name in taken} | {"pooler": True}
 
     def check(self, teachers: Sequence[TextModel | None]) -> None:
@@ -363,9 +363,9 @@ def prepare(
         for teacher in teachers:
             teacher.config.require_classifier(teacher.source)
         weights = teachers[0]
-        if not weights.config.regression:
-            for rows in filter(None, (train, dev)):
-                rows.check_classes(weights.config.num_labels)
+        train.check_classes(weights.config.num_labels, learnt=True)
+        if dev is not None:
+            dev.check_classes(weights.config.num_labels)
         found("a number" if weights.config.regression else ", ".join(weights.config.labels))
     if config.do_eval and dev is None:
         raise UserError("--eval_data_dir is empty; expected a record directory, or --do_eval false")
@@ -389,7 +389,7 @@ def _training_rows(config: Config, teacher: store.Weights, options: Mapping[str,
     augmented = read(config.aug_train, "--aug_train")
     if config.train_data_dir:
         plain = read(config.train_data_dir, "--train_data_dir")
-        for name in ("task", "labels", "regression"):
+        for name in ("task", "labels", "problem_type"):
             if augmented.meta.get(name) != plain.meta.get(name):
                 raise UserError(
                     f"--aug_train {config.aug_train}: {name} {augmented.meta.get(name)}; {config.train_data_dir} has "
@@ -527,7 +527,7 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
         if job.config.load_td1_ckpt_path:  # phase 1, which checks the teacher, was left out
             job.check(teachers)
         source, columns = job.taught(None, teachers)
-        objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.regression)
+        objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.problem)
         return Work(Distiller(student, source, objective), job.loader(columns), save, evaluator and evaluator.metrics)
 
     return Stage(

@@ -21,6 +21,7 @@ from ..files import read_json
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel, outputs_function
+from ..problems import TOKEN
 from ..runtime import Runtime
 from .common import EVAL_BATCH
 
@@ -31,7 +32,8 @@ _MOST_OF_FREE_DISK = 0.5
 def layout_of(config: ModelConfig, pairs: LayerMap | None) -> Layout:
     """What phase 1 needs of a teacher (`pairs`), or phase 2 (None); the logits are kept in both."""
     hidden, attention = (pairs.hidden, pairs.attention) if pairs else ((), ())
-    return Layout(tuple(hidden), tuple(attention), config.hidden_size, config.num_attention_heads, config.num_labels)
+    sizes = config.hidden_size, config.num_attention_heads, config.num_labels
+    return Layout(tuple(hidden), tuple(attention), *sizes, tokens=config.problem == TOKEN)
 
 
 def pays(layout: Layout, rows: Rows, epochs: int, output_dir: Path, say: Callable[[str], None]) -> bool:
@@ -179,6 +181,7 @@ def _outputs(
             first = len(layout.hidden)
             scores = [found[first + i][place, :, :size, :size] for i in range(len(layout.attention))]
             logits = found[-1][place] if layout.classes else np.zeros(0, np.float32)
+            logits = logits[:size] if layout.tokens else logits
             yield row, _stack(hidden), _stack(scores), logits
 
 
