@@ -65,6 +65,19 @@ def test_interrupted_writing_goes_on_where_it_stopped(cache):
     assert cache.missing() == (rest, [])
 
 
+def test_a_token_classifier_has_logits_at_every_position(tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "_SHARD_BYTES", 60)
+    layout = Layout(hidden=(), attention=(), width=4, heads=2, classes=3, tokens=True)
+    cache = TeacherCache(tmp_path / "cache", layout, LENGTH, {"teacher": "a"})
+    logits = [np.full((size, 3), row + 1, np.float32) for row, size in enumerate(LENGTH)]
+    nothing = np.zeros(0, np.float16)
+    for shard in cache.missing()[0]:
+        cache.write(shard, ((int(row), nothing, nothing, logits[row]) for row in cache.rows_of(shard)))
+    assert len(cache.shards) > 1 and layout.bytes(LENGTH) == 4 * 3 * LENGTH.sum()
+    found = cache.logits(np.array([3, 0]), 6)["teacher_logits"]
+    assert found[:, :, 0].tolist() == [[4, 4, 4, 4, 0, 0], [1, 1, 1, 0, 0, 0]]
+
+
 def test_damage_is_named_and_only_its_shard_is_lost(cache):
     fill(cache)
     path = cache.directory / "shard_00000.bin"

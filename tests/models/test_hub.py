@@ -17,6 +17,7 @@ from minddistill.models.bert import RelativePositions
 from minddistill.models.config import ModelConfig
 from minddistill.models.heads import TextModel, predict_function
 from minddistill.models.presets import preset
+from minddistill.problems import MULTI, SINGLE, TOKEN
 
 BATCH = {
     "input_ids": np.array([[2, 5, 6, 7, 3, 0], [2, 8, 3, 9, 10, 3]], np.int32),
@@ -106,18 +107,26 @@ def saved(directory: Path, config: ModelConfig) -> Path:
     return store.save(directory, store.new(config, seed=1), **options)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])
-def test_saved_models_load_in_transformers_with_equal_logits(tmp_path, family):
+@pytest.mark.parametrize(
+    ("family", "problem"),
+    [
+        *((family, SINGLE) for family in ("bert", "roberta", "electra", "distilbert")),
+        *((family, TOKEN) for family in ("bert", "roberta", "electra", "distilbert")),
+        ("bert", MULTI),
+    ],
+)
+def test_saved_models_load_in_transformers_with_equal_logits(tmp_path, family, problem):
     torch = pytest.importorskip("torch", reason="compares with PyTorch where it is installed")
     transformers = pytest.importorskip("transformers", reason="compares with transformers where it is installed")
-    directory = saved(tmp_path / family, small(family))
+    directory = saved(tmp_path / family, small(family).with_(problem=problem))
     batch = {name: value.copy() for name, value in BATCH.items()}
     if family == "roberta":
         batch["input_ids"][batch["input_mask"] == 0] = 1
     if family in ("roberta", "distilbert"):
         batch["segment_ids"] *= 0
     mine = predict_function(store.build(store.read_weights(directory)))(batch)
-    theirs, info = transformers.AutoModelForSequenceClassification.from_pretrained(directory, output_loading_info=True)
+    kind = "AutoModelForTokenClassification" if problem == TOKEN else "AutoModelForSequenceClassification"
+    theirs, info = getattr(transformers, kind).from_pretrained(directory, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     inputs = {"input_ids": torch.tensor(batch["input_ids"]), "attention_mask": torch.tensor(batch["input_mask"])}
     if family in ("bert", "electra"):
@@ -126,6 +135,7 @@ def test_saved_models_load_in_transformers_with_equal_logits(tmp_path, family):
         expected = theirs.eval()(**{name: value.long() for name, value in inputs.items()}).logits.numpy()
     np.testing.assert_allclose(mine, expected, atol=1e-5)
     assert theirs.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
+    assert theirs.config.problem_type == (None if problem == TOKEN else problem)
 
 
 def test_prefixes_old_names_and_shards_are_read(tmp_path):
