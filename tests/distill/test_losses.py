@@ -14,6 +14,7 @@ from minddistill.distill.objectives import (
     Labels,
     Prediction,
     Same,
+    SoftLabels,
     check_heads,
     logits,
 )
@@ -255,3 +256,11 @@ def test_hard_and_soft_losses_of_each_problem_are_weighed():
     loss, terms = Prediction(hard_weight=0.25, problem=MULTI)(batch, student, teacher)
     assert [float(term.asnumpy()) for term in terms] == pytest.approx([soft, hard], abs=1e-5)
     assert float(loss.asnumpy()) == pytest.approx(0.75 * soft + 0.25 * hard, abs=1e-5)
+
+
+def test_softened_divergence_of_sigmoids_has_the_square_of_the_temperature():
+    t, z = 1 / (1 + np.exp(-4 / 2)), 1 / (1 + np.exp(-2 / 2))
+    expected = 4 * (t * np.log(t / z) + (1 - t) * np.log((1 - t) / (1 - z)))
+    batch = {"label_ids": tensor([[1.0]]), "weight": ONE, "rows": tensor(1.0)}
+    loss, _ = SoftLabels(2.0, MULTI)(batch, {"logits": tensor([[2.0]])}, {"logits": tensor([[4.0]])})
+    assert float(loss.asnumpy()) == pytest.approx(expected, abs=1e-5)

@@ -44,17 +44,21 @@ def _answers(outputs: dict) -> Tensor:
     return outputs["logits"].reshape(-1, outputs["logits"].shape[-1])
 
 
-def _targets(batch: dict, tokens: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels and weights for the lines of `_answers`, and what to divide by.
+def _labels(batch: dict, tokens: bool) -> Tensor:
+    """Labels for the lines of `_answers`; what stands where no word begins does not matter."""
+    labels = batch["label_ids"]
+    return (labels * (labels >= 0).astype(ms.int32)).reshape(-1) if tokens else labels
+
+
+def _counted(batch: dict, tokens: bool) -> tuple[Tensor, Tensor]:
+    """Weights of the lines of `_answers`, and what to divide by.
 
     In a token task only positions where a word begins count, for teacher and labels alike.
     """
-    labels = batch["label_ids"]
     if not tokens:
-        return labels, batch["weight"], batch["rows"]
-    begins = (labels >= 0).astype(ms.int32)
-    weight = begins.astype(ms.float32) * batch["weight"].reshape(-1, 1)
-    return (labels * begins).reshape(-1), weight.reshape(-1), batch["words"]
+        return batch["weight"], batch["rows"]
+    begins = (batch["label_ids"] >= 0).astype(ms.float32)
+    return (begins * batch["weight"].reshape(-1, 1)).reshape(-1), batch["words"]
 
 
 class FitDense(nn.Cell):
@@ -194,12 +198,12 @@ class Prediction(nn.Cell):
         self.terms = ("soft_loss", "hard_loss") if hard_weight else ("soft_loss",)
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        labels, weight, count = _targets(batch, self.tokens)
+        weight, count = _counted(batch, self.tokens)
         mine = _answers(student)
         soft = self.soft(mine, _answers(teacher), self.temperature, weight, count)
         if self.hard_weight == 0:
             return soft, (soft,)
-        hard = self.hard(mine, labels, weight, count)
+        hard = self.hard(mine, _labels(batch, self.tokens), weight, count)
         return (1 - self.hard_weight) * soft + self.hard_weight * hard, (soft, hard)
 
 
@@ -218,8 +222,8 @@ class Labels(nn.Cell):
         self.loss, self.tokens = _HARD[problem], problem == TOKEN
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        labels, weight, count = _targets(batch, self.tokens)
-        loss = self.loss(_answers(student), labels, weight, count)
+        weight, count = _counted(batch, self.tokens)
+        loss = self.loss(_answers(student), _labels(batch, self.tokens), weight, count)
         return loss, (loss,)
 
 
@@ -239,7 +243,7 @@ class SoftLabels(nn.Cell):
         self.temperature, self.loss, self.tokens = _positive(temperature), _SOFTENED[problem], problem == TOKEN
 
     def construct(self, batch: dict, student: dict, teacher: dict) -> tuple[Tensor, tuple]:
-        _, weight, count = _targets(batch, self.tokens)
+        weight, count = _counted(batch, self.tokens)
         loss = self.loss(_answers(student), _answers(teacher), self.temperature, weight, count)
         return loss, (loss,)
 
