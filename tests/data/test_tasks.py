@@ -162,7 +162,18 @@ def test_rows_out_of_scope_are_a_class_where_training_rows_have_it(tmp_path, voc
             ["--task_name", "custom", "--problem_type", "regression", "--out_of_scope", "x"],
             "--out_of_scope x: not of regression",
         ),
-        (["--task_name", "custom", "--label_separator", " "], "--label_separator is empty"),
+        (
+            ["--task_name", "custom", "--label_separator", ";"],
+            "--label_separator ;: not of single_label_classification",
+        ),
+        (
+            ["--task_name", "custom", "--problem_type", "multi_label_classification", "--label_separator", " "],
+            "--label_separator is empty",
+        ),
+        (
+            ["--task_name", "custom", "--problem_type", "token_classification", "--text_column", "x"],
+            "--text_column x: not of token_classification",
+        ),
         (["--task_name", "custom", "--problem_type", "ranking"], "--problem_type"),
     ],
 )

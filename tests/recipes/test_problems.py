@@ -229,3 +229,5 @@ def test_thresholds_and_models_that_do_not_fit_are_refused(data, teacher, tmp_pa
     assert command("evaluate", "--model", teacher, "--data_dir", tmp_path / "records" / "dev") == 2
     error = capsys.readouterr().err
     assert "a model for single_label_classification; the labels of" in error and "are for regression" in error
+    assert command("predict", "--model", teacher, "--aggregation", "simple", "good") == 2
+    assert "--aggregation simple:" in capsys.readouterr().err

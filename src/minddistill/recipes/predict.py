@@ -18,7 +18,7 @@ from ..data.tasks import CUSTOM, Task, decoded, read_examples, text_lines
 from ..errors import UserError
 from ..export.pipeline import Pipeline, Text
 from ..files import whole_file
-from ..problems import MULTI, REGRESSION, TOKEN
+from ..problems import MULTI, REGRESSION, SINGLE, TOKEN
 
 
 @dataclass
@@ -50,6 +50,7 @@ def run(config: Config) -> int:
     if config.texts and config.file:
         raise UserError(f"--file {config.file}: texts stand on the command line too; give one of both")
     model = pipeline(config.model, threads=config.threads or None, batch_size=config.batch_size)
+    _check_flags(config, model.session.config.problem)
     with contextlib.ExitStack() as stack:
         out = sys.stdout
         if config.output_file:
@@ -61,6 +62,16 @@ def run(config: Config) -> int:
             count += 1
         out.flush()
     return count
+
+
+def _check_flags(config: Config, problem: str) -> None:
+    """See that the model's predictions are decided by the flags that are given."""
+    if config.threshold and problem not in (SINGLE, MULTI):
+        raise UserError(
+            f"--threshold {config.threshold:g}: {config.model} is for {problem}; it has no labels to leave out"
+        )
+    if config.aggregation != "first" and problem != TOKEN:
+        raise UserError(f"--aggregation {config.aggregation}: {config.model} is for {problem}; it finds no entities")
 
 
 def predictions(

@@ -156,6 +156,7 @@ def task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
     Raises:
         UserError: the task is unknown, or none of its files is there.
     """
+    _check_flags(config)
     if config.task_name.lower() == CUSTOM:
         given = {"train": config.train_file, "dev": config.dev_file, "test": config.test_file}
         task = Task(
@@ -164,8 +165,8 @@ def task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
             text_pair=config.text_pair_column or None,
             label=config.label_column,
             problem=config.problem_type,
-            separator=_separator(config.label_separator),
-            out_of_scope=_out_of_scope(config),
+            separator=config.label_separator,
+            out_of_scope=config.out_of_scope,
             metrics=_metrics(config),
         )
         files = {split: Path(path) for split, path in given.items() if path}
@@ -173,7 +174,6 @@ def task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
             raise UserError("--task_name custom: no file; give --train_file, --dev_file or --test_file")
     else:
         task = task_named(config.task_name)
-        _check_custom(config)
         directory = require_directory(config.data_dir, f"the directory of {task.name}'s files (--data_dir)")
         files = {split: directory / name for split, name in task.files.items() if (directory / name).is_file()}
         if not files:
@@ -183,18 +183,6 @@ def task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
         names = [name.strip() for name in config.labels.split(",")]
         task = replace(task, labels={name: name for name in names})
     return task, files
-
-
-def _separator(text: str) -> str:
-    if not text.strip():
-        raise UserError("--label_separator is empty; expected what stands between the labels of a row")
-    return text
-
-
-def _out_of_scope(config: Config) -> str:
-    if config.out_of_scope and config.problem_type != SINGLE:
-        raise UserError(f"--out_of_scope {config.out_of_scope}: not of {config.problem_type}; expected {SINGLE}")
-    return config.out_of_scope
 
 
 def _metrics(config: Config) -> tuple[str, ...]:
@@ -208,12 +196,31 @@ def _metrics(config: Config) -> tuple[str, ...]:
     return names or (*METRICS[config.problem_type], *scope)
 
 
-def _check_custom(config: Config) -> None:
-    """See that no flag of a custom task goes with one of the table."""
-    names = ("problem_type", "label_separator", "metrics", "out_of_scope")
-    given = [name for name in unusual(config) if name in names]
-    if given:
-        raise UserError(f"--{given[0]} is for --task_name {CUSTOM}; {config.task_name} has its own")
+# The problems of a custom task that read a flag, where not all do.
+_READ = {
+    "label_separator": (MULTI,),
+    "out_of_scope": (SINGLE,),
+    **dict.fromkeys(("text_column", "text_pair_column", "label_column"), (SINGLE, MULTI, REGRESSION)),
+}
+
+
+def _check_flags(config: Config) -> None:
+    """See that a custom task's flags suit its problem, and that no other task has them.
+
+    Raises:
+        UserError: a flag would not be read, or says nothing.
+    """
+    given = unusual(config)
+    if config.task_name.lower() != CUSTOM:
+        unread = [name for name in ("problem_type", "label_separator", "metrics", "out_of_scope") if name in given]
+        if unread:
+            raise UserError(f"--{unread[0]} is for --task_name {CUSTOM}; {config.task_name} has its own")
+        return
+    for name, problems in _READ.items():
+        if name in given and config.problem_type not in problems:
+            raise UserError(f"--{name} {given[name]}: not of {config.problem_type}; it is for {', '.join(problems)}")
+    if not config.label_separator.strip():
+        raise UserError("--label_separator is empty; expected what stands between the labels of a row")
 
 
 def _write_split(
