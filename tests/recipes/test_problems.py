@@ -1,6 +1,8 @@
 """Every kind of problem, each in another family of models: records, teacher, both phases, figures, graph, predictions."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,22 +70,22 @@ def encoder(directory: Path, family: str, **changes) -> Path:
     """Write a random encoder of a family, with its tokenizer."""
     size = tokenizer(directory.parent / f"{directory.name}_tokenizer", family)
     config = preset("test-2l-32").with_(
-        family=family, vocab_size=size, max_position_embeddings=24, initializer_range=0.1
+        family=family, vocab_size=size, max_position_embeddings=26, initializer_range=0.1
     )
     model = store.new(config.with_(**SHAPES[family], **changes), seed=3)
     source = directory.parent / f"{directory.name}_tokenizer"
     return store.save(directory, model, tokenizer_from=source, command="test", parents={}, data={}, metrics={})
 
 
-def records(out: Path, problem: str, model: Path, *more) -> Path:
-    """Prepare the records of a problem."""
+def records(out: Path, problem: str, model: Path, text: Callable[[str], str] | None = None) -> Path:
+    """Prepare the records of a problem, of its own text or another."""
     files = []
     for split in ROWS:
         path = out / f"{split}.{'txt' if problem == 'token_classification' else 'tsv'}"
-        path.write_text(text_of(problem, split))
+        path.write_text(text(split) if text else text_of(problem, split))
         files += [f"--{split}_file", path]
     flags = ["--task_name", "custom", "--problem_type", problem, "--tokenizer", model, "--output_dir", out / "records"]
-    assert command("prepare-task", *flags, *files, "--max_seq_length", 16, *more) == 0
+    assert command("prepare-task", *flags, *files, "--max_seq_length", 24) == 0
     return out / "records"
 
 
@@ -231,3 +233,25 @@ def test_thresholds_and_models_that_do_not_fit_are_refused(data, teacher, tmp_pa
     assert "a model for single_label_classification; the labels of" in error and "are for regression" in error
     assert command("predict", "--model", teacher, "--aggregation", "simple", "good") == 2
     assert "--aggregation simple:" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["weights-sapiens-roberta/vh", "fixture-electra-random"])
+def test_real_weights_from_fine_tuning_to_a_graph(name, shared, tmp_path, capsys):
+    """A RoBERTa of proteins, whose tokens are letters, and an ELECTRA with its projection: no weight of them is lost."""
+    problem, model = "single_label_classification", tmp_path / "encoder"
+    shutil.copytree(shared / name, model, copy_function=shutil.copyfile)
+    if "roberta" in name:
+        (model / "merges.txt").write_text("#version: 0.2\n")
+    data = records(tmp_path, problem, model, text=lambda split: text_of(problem, split).upper())
+    teacher = taught(tmp_path, data, model)
+    shape = store.read_weights(teacher).config
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads")
+    same = [word for size in sizes for word in (f"--{size}", getattr(shape, size))]
+    student = distilled(tmp_path, data, teacher, "--init_from_teacher", "1,2", "--num_hidden_layers", 2, *same)
+    assert metrics(teacher)["accuracy"] > 0.9 and metrics(student)["accuracy"] > 0.9
+    assert command("export", "--model", student, "--output_dir", tmp_path / "onnx") == 0
+    texts = ["THE FILM IS GOOD", "THE FILM IS DULL"]
+    (good, dull), theirs = (predicted(capsys, "--model", path, *texts) for path in (tmp_path / "onnx", student))
+    assert (good["label"], dull["label"]) == ("YES", "NO")
+    assert [row["score"] for row in theirs] == pytest.approx([good["score"], dull["score"]], abs=1e-4)
