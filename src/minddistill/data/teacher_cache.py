@@ -1,8 +1,8 @@
 """A frozen teacher's outputs for every row of a data set, on disk: real positions only, memory-mapped.
 
 A cache is a directory of shards of consecutive rows. A row of S real tokens is, in float16, its hidden states
-(n, S, H) and then its attention scores (m, A, S, S); its logits, (C,) or a token classifier's (S, C), are kept in float32. Where a row begins follows
-from the rows' lengths, so there is no index. A shard counts once its note, with a checksum, is written behind it.
+(n, S, H) and then its attention scores (m, A, S, S); its logits, (C,) or a token classifier's (S, C), are kept in
+float32. Where a row begins follows from the rows' lengths, so there is no index. A shard counts once its note, with a checksum, is written behind it.
 """
 
 from __future__ import annotations

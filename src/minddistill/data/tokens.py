@@ -22,7 +22,8 @@ def read_sentences(path: Path, labelled: bool = True) -> Iterator[Example]:
     """Read sentences with a tag for each word.
 
     `.jsonl` and `.json` are CLUENER's: a line {"text": ..., "label": {type: {mention: [[first, last], ...]}}}, characters
-    counted from 0, the last one included; tags are those of its words in IOB2. Others are CoNLL's: a line a word, the
+    counted from 0, the last one included; tags are those of its words in IOB2, and of entities that overlap the longest
+    has them. Others are CoNLL's: a line a word, the
     word in the first and the tag in the last of columns between white space, an empty line after each sentence; tags are
     IOB2 or IOB1, which becomes IOB2.
 
@@ -91,7 +92,7 @@ def _cluener(path: Path, labelled: bool) -> Iterator[Example]:
 
 
 def _mentions(label: Any, text: str, where: str) -> Iterator[tuple[str, int, int]]:
-    """Type, begin and end of each entity.
+    """Type, begin and end of each entity; of those that overlap, the longest.
 
     Raises:
         UserError: the label is not in CLUENER's form, or a mention does not stand where it says.
@@ -103,17 +104,16 @@ def _mentions(label: Any, text: str, where: str) -> Iterator[tuple[str, int, int
     except (AttributeError, TypeError, ValueError):
         raise UserError(f"{where}: label is {label!r}; expected {{type: {{mention: [[first, last]]}}}}") from None
     taken: set[int] = set()
-    for kind, mention, first, last in found:
+    for kind, mention, first, last in sorted(found, key=lambda entity: -len(entity[1])):
         if not re.fullmatch(r"\S+", kind):
             raise UserError(f"{where}: type {kind!r}; expected a name without spaces")
         if type(first) is not int or type(last) is not int or not mention or text[first : last + 1] != mention:
             raise UserError(
                 f"{where}: {mention!r} is not at [{first}, {last}] of the text; expected first and last place"
             )
-        if taken & set(range(first, last + 1)):
-            raise UserError(f"{where}: {mention!r} overlaps another entity; expected entities apart from each other")
-        taken |= set(range(first, last + 1))
-        yield kind, first, last + 1
+        if not taken & set(range(first, last + 1)):
+            taken |= set(range(first, last + 1))
+            yield kind, first, last + 1
 
 
 def _cut(place: int, begins: Mapping[int, str], inside: Mapping[int, str]) -> bool:
