@@ -26,7 +26,7 @@ from .resume import begin_records
 
 _ROWS_A_SHARD = 2_000  # of the original text
 _ROWS_A_CHUNK = 256
-_LENGTHS = (16, 32, 64, 128, 256, 512)  # to which the masked-LM model's sentences are padded
+_LENGTHS = (16, 24, 32, 48, 64, 128, 256, 512)  # to which the masked-LM model's sentences are padded
 
 
 @dataclass
@@ -327,19 +327,17 @@ class _Mlm:
     def _words(self, rows: Sequence[tuple]) -> Iterator[list[list[str]]]:
         """The words for each place of each row; shapes are few, as each is compiled."""
         length = next(size for size in _LENGTHS if size >= max(len(row[2]) for row in rows))
-        most = next(size for size in _LENGTHS if size >= max(len(row[4]) for row in rows))
         ids = np.full((self.batch, length), self.pad, np.int32)
         mask, segments = np.zeros_like(ids), np.zeros_like(ids)
-        positions = np.zeros((self.batch, most), np.int32)
         mask[:, 0] = 1  # rows that fill the batch are not empty
-        for index, (_, _, row, second, places) in enumerate(rows):
+        for index, (_, _, row, second, _) in enumerate(rows):
             ids[index, : len(row)], mask[index, : len(row)] = row, 1
             segments[index, second : len(row)] = 1
-            positions[index, : len(places)] = places
-        names = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions")
-        best = self.likeliest(dict(zip(names, (ids, mask, segments, positions), strict=True)))
-        for index, row in enumerate(rows):
-            yield [self._whole(best[index, place]) for place in range(len(row[4]))]
+        asked = [(index, place) for index, row in enumerate(rows) for place in row[4]]
+        where = np.array(asked, np.int64).reshape(-1, 2).T
+        best = iter(self.likeliest({"input_ids": ids, "input_mask": mask, "segment_ids": segments}, *where))
+        for row in rows:
+            yield [self._whole(next(best)) for _ in row[4]]
 
     def _whole(self, ids: np.ndarray) -> list[str]:
         """The words among word pieces: without those that continue a word, and special ones."""
