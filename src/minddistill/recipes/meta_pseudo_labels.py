@@ -290,7 +290,7 @@ def examine(
 
 
 def finetune_stage(job: Job, config: Config, learning: Learning, first: Path) -> Stage:
-    """The student on the labelled rows, as in the paper (section 3.2), which taught its teacher only."""
+    """The student on the labelled rows, as in the paper: until then they have taught its teacher only."""
     weights = store.read_weights(first)
 
     def build() -> Work:
