@@ -144,17 +144,12 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
     Raises:
         UserError: student and teachers do not go together.
     """
-    weights, origin = task_distill.first_weights(job)
-    with job.log.check("student") as found:
-        wanted = job.student.config(job.teacher.config) if weights is None else weights.config
-        wanted = wanted.with_(**job.head)
-        found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}, from {origin}")
+    weights, origin, wanted = task_distill.starting_point(job)
     pairs = _matched(job, learning, wanted)
     carried = {} if weights is None else weights.fit
     fit = _projection(job, learning, wanted, pairs, carried)
     objective_of(job, learning, pairs or LayerMap((), ()), fit)  # refuses weights that do not go together
     job.check_load(wanted, wanted.parameters + params.count(fit), pairs)
-    dev = job.dev
 
     def build() -> Work:
         student = task_distill.first_student(job, weights, wanted)
@@ -163,18 +158,11 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
         job.check(teachers)
         source, columns = job.taught(pairs, teachers)
         kept = LayerMap((), ()) if pairs is None else pairs.kept() if columns else pairs
-        evaluator = None if dev is None else common.Evaluator(student, dev, common.eval_buckets(job.buckets, dev))
-
-        def save(name: str, found: Mapping[str, float]) -> Path:
-            if name == "best" and evaluator is not None:
-                evaluator.write(job.directory / report.BEST_PREDICTIONS)
-            arrays = common.fit_arrays(fit)
-            return task_distill.save_model(
-                job, student, job.directory / name, "minddistill distill", origin, found, arrays
-            )
-
+        evaluate, save = task_distill.judged(
+            job, student, job.directory, "minddistill distill", origin, lambda: common.fit_arrays(fit)
+        )
         cell = Distiller(student, source, objective_of(job, learning, kept, fit))
-        return Work(cell, job.loader(columns), save, evaluator and evaluator.metrics)
+        return Work(cell, job.loader(columns), save, evaluate)
 
     start = weights is not None and job.config.load_gd_ckpt_path
     return Stage(
@@ -185,8 +173,8 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
         optim=learning.optim(),
         content={
             **job.content,
+            **job.judges,
             "load_gd_ckpt_path": {"weights": weights.fingerprint()} if start else {},
-            "eval_data_dir": {} if dev is None else dev.files,
         },
         eval_steps=learning.eval_steps,
         patience=config.patience,

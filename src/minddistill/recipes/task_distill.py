@@ -161,6 +161,11 @@ class Job:
         }
 
     @property
+    def judges(self) -> dict[str, dict[str, str]]:
+        """Fingerprints of what a student is judged by."""
+        return {"eval_data_dir": self.dev.files if self.dev and self.config.do_eval else {}}
+
+    @property
     def parents(self) -> dict[str, str]:
         """The teachers, as a student's record names them."""
         paths = self.config.load_teacher_ckpt_path.split(",")
@@ -423,8 +428,21 @@ def mean_logits(caches: Sequence[TeacherCache]) -> Callable[[np.ndarray, int], d
     return columns
 
 
-def first_weights(job: Job) -> tuple[store.Weights | None, str]:
-    """What the student of phase 1 starts from (None for random weights), and what to call it."""
+def starting_point(job: Job) -> tuple[store.Weights | None, str, ModelConfig]:
+    """What the student starts from (None for random weights), what to call it, and the student's configuration.
+
+    Raises:
+        UserError: the flags name two starting points, or one that cannot be read.
+    """
+    weights, origin = _first_weights(job)
+    with job.log.check("student") as found:
+        wanted = job.student.config(job.teacher.config) if weights is None else weights.config
+        wanted = wanted.with_(**job.head)
+        found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}, from {origin}")
+    return weights, origin, wanted
+
+
+def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
     if job.config.load_gd_ckpt_path:
         if job.student.init_from_teacher:
             raise UserError("--init_from_teacher and --load_gd_ckpt_path: two starting points; give one of them")
@@ -440,6 +458,7 @@ def first_weights(job: Job) -> tuple[store.Weights | None, str]:
 
 
 def first_student(job: Job, weights: store.Weights | None, wanted: ModelConfig) -> TextModel:
+    """The student at its `starting_point`."""
     if weights is not None:
         return job.build(weights, wanted, ("classifier.", "pooler."))
     types = runtime.precision(job.step.compute_type, job.step.dtype, job.place.device)
@@ -453,11 +472,7 @@ def phase_one(job: Job) -> Stage:
         UserError: student and teacher do not go together, or there are several teachers.
     """
     job.require_one_teacher("phase 1 (--load_td1_ckpt_path leaves it out)")
-    weights, origin = first_weights(job)
-    with job.log.check("student") as found:
-        wanted = job.student.config(job.teacher.config) if weights is None else weights.config
-        wanted = wanted.with_(**job.head)
-        found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}, from {origin}")
+    weights, origin, wanted = starting_point(job)
     pairs = common.matched_layers(job.student.layer_map, wanted, job.teacher.config, job.log)
     carried = {} if weights is None else weights.fit
     fit = common.fit_dense(job.student.fit_dense, wanted, job.teacher.config, pairs, carried, job.run.seed)
@@ -512,23 +527,17 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
         found(common.described(weights))
     if job.config.load_td1_ckpt_path:  # else phase 1, which takes more, has seen to it
         job.check_load(wanted, wanted.parameters, None)
-    learning, dev = job.learning, job.dev if job.config.do_eval else None
+    learning = job.learning
 
     def build() -> Work:
         student = job.build(weights, wanted, ("classifier.",))
-        evaluator = None if dev is None else common.Evaluator(student, dev, common.eval_buckets(job.buckets, dev))
-
-        def save(name: str, found: Mapping[str, float]) -> Path:
-            if name == "best" and evaluator is not None:
-                evaluator.write(job.directory / report.BEST_PREDICTIONS)
-            return save_model(job, student, job.directory / name, command, str(first), found, weights.fit)
-
+        evaluate_dev, save = judged(job, student, job.directory, command, str(first), lambda: weights.fit)
         teachers = job.built_teachers()
         if job.config.load_td1_ckpt_path:  # phase 1, which checks the teacher, was left out
             job.check(teachers)
         source, columns = job.taught(None, teachers)
         objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.regression)
-        return Work(Distiller(student, source, objective), job.loader(columns), save, evaluator and evaluator.metrics)
+        return Work(Distiller(student, source, objective), job.loader(columns), save, evaluate_dev)
 
     return Stage(
         name="phase2",
@@ -539,12 +548,39 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
         content={
             **job.content,
             "load_td1_ckpt_path": {"weights": weights.fingerprint()},
-            "eval_data_dir": {} if dev is None else dev.files,
+            **job.judges,
         },
         free=("td_phase1_epoch_size", "td_phase1_learning_rate"),
         eval_steps=learning.eval_steps,
         **job.shared,
     )
+
+
+def judged(
+    job: Job,
+    student: TextModel,
+    directory: Path,
+    command: str,
+    origin: str,
+    fit: Callable[[], Mapping[str, Any]] = dict,
+) -> tuple[Callable[[], dict[str, float]] | None, Callable[[str, Mapping[str, float]], Path]]:
+    """What measures a student on the dev rows, where it is to be, and what saves it: `evaluate` and `save` of a `Work`.
+
+    Args:
+        directory: where its models go.
+        command, origin: that made it, and from what, for its record.
+        fit: the projection's weights when it is saved.
+    """
+    evaluator = None
+    if job.dev is not None and job.config.do_eval:
+        evaluator = common.Evaluator(student, job.dev, common.eval_buckets(job.buckets, job.dev))
+
+    def save(name: str, found: Mapping[str, float]) -> Path:
+        if name == "best" and evaluator is not None:
+            evaluator.write(job.directory / report.BEST_PREDICTIONS)
+        return save_model(job, student, directory / name, command, origin, found, fit())
+
+    return evaluator and evaluator.metrics, save
 
 
 def save_model(
