@@ -20,6 +20,7 @@ COMMANDS = {
     "prepare-task": ("prepare_task", "text of a task to records"),
     "prepare-corpus": ("prepare_corpus", "raw text to records for general distillation"),
     "augment": ("augment", "more training text of a task: words replaced by likely or near ones, or masked"),
+    "label": ("label", "text with a teacher's logits or labels, for students of any tokenizer"),
     "pretrain-mlm": ("pretrain_mlm", "a masked-LM head for an encoder, trained on a corpus"),
     "finetune": ("finetune", "train an encoder on a task, as a teacher"),
     "general-distill": ("general_distill", "distil a pretrained teacher on a corpus"),
