@@ -22,6 +22,7 @@ COMMANDS = {
     "augment": ("augment", "more training text of a task: words replaced by likely or near ones, or masked"),
     "label": ("label", "text with a teacher's logits or labels, for students of any tokenizer"),
     "pretrain-mlm": ("pretrain_mlm", "a masked-LM head for an encoder, trained on a corpus"),
+    "init-student": ("init_student", "a student on word vectors: vocabulary, tokenizer, first weights"),
     "finetune": ("finetune", "train an encoder on a task, as a teacher"),
     "general-distill": ("general_distill", "distil a pretrained teacher on a corpus"),
     "task-distill": ("task_distill", "distil a fine-tuned teacher on its task, in two phases"),

@@ -289,7 +289,7 @@ class _Mlm:
         from ..models import heads, store
 
         runtime.start("")
-        weights = store.read_weights(config.mlm)
+        weights = store.read_encoder(config.mlm)
         shape = weights.config.with_(labels=(), regression=False, pooler=False)
         self.tokenizer = load_tokenizer(weights.directory)
         self.longest = min(shape.max_position_embeddings, _LENGTHS[-1])
