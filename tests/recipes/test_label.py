@@ -98,10 +98,11 @@ def of_sst2(exported, tmp_path):
 def test_a_task_keeps_its_columns_and_values(of_sst2, vocabulary, tmp_path):
     """Values of the label column, not class names, are written, whatever the order of the teacher's outputs."""
     text = tmp_path / "unlabelled.txt"
-    text.write_text("the plot is good\nthe film was bad , dull\n")
+    lines = ["the plot is good", "the film was bad , dull"]
+    text.write_text("\n\n".join(lines) + "\n")
     out = tmp_path / "labelled"
     assert command("label", "--task_name", "SST-2", "--text_file", text, "--model", of_sst2, "--output_dir", out) == 0
-    rows, logits = rows_of(out), np.stack(list(pipeline(of_sst2).logits(text.read_text().splitlines())))
+    rows, logits = rows_of(out), np.stack(list(pipeline(of_sst2).logits(lines)))
     for row, values in zip(rows, logits, strict=True):
         assert row["label"] == ("1" if values[0] > values[1] else "0")
         assert [row["logits"]["1"], row["logits"]["0"]] == pytest.approx(values, abs=1e-4)

@@ -47,7 +47,7 @@ def begun(family, out, labelled, tiny_text, vectors):
 def trained(out, *more):
     sets = ["--train_data_dir", out / "records" / "train", "--eval_data_dir", out / "records" / "dev"]
     flags = ["--load_gd_ckpt_path", out / "student", *sets, "--output_dir", out / "run", "--learning_rate", 2e-3]
-    assert command("distill", *flags, "--epoch_size", 3, "--alpha", 0, "--temperature", 2, *QUICK, *more) == 0
+    assert command("distill", *flags, "--epoch_size", 10, "--alpha", 0, "--temperature", 2, *QUICK, *more) == 0
     return out / "run" / "best"
 
 
@@ -134,7 +134,7 @@ def test_it_runs_wherever_a_model_runs(student, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", WORD_FAMILIES[1:])
 def test_the_other_families_learn_too(family, labelled, tiny_text, vectors, tmp_path):
-    best = trained(begun(family, tmp_path, labelled, tiny_text, vectors), "--epoch_size", 4)
+    best = trained(begun(family, tmp_path, labelled, tiny_text, vectors), "--learning_rate", 5e-4, "--epoch_size", 6)
     weights = store.read_weights(best)
     assert weights.config.family == family
     assert json.loads((best / "minddistill.json").read_text())["metrics"]["accuracy"] > 0.9

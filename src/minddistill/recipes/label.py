@@ -43,7 +43,9 @@ class Config(prepare_task.TextFlags):
 
     model: str = flag("", "the teacher: model directory, of MindSpore or with an ONNX graph")
     split: str = flag("train", "split whose text is labelled")
-    text_file: str = flag("", "unlabelled text, one a line, in place of a split; in a task of pairs two around a tab")
+    text_file: str = flag(
+        "", "unlabelled text, one a line that is not empty, in place of a split; in a task of pairs two around a tab"
+    )
     output_dir: str = flag("", "where the labelled text goes, as JSONL that prepare-task takes as --train_file")
     kind: Literal["soft", "hard"] = flag(
         "soft", "soft (the teacher's logits beside the label) or hard (its likeliest label in place of the text's own)"
@@ -110,7 +112,8 @@ def _source(config: Config) -> tuple[Task, Path, str]:
 
 def _examples(config: Config, task: Task, source: Path) -> Iterable[Example]:
     if config.text_file:
-        return plain_examples(text_lines(source), task.text_pair is not None, str(source))
+        lines = ((number, line) for number, line in text_lines(source) if line.strip())
+        return plain_examples(lines, task.text_pair is not None, str(source))
     return read_examples(source, task, config.split, labelled=False)
 
 
