@@ -58,12 +58,12 @@ def read_vectors(path: Path, most: int = 100_000, also: Container[str] = ()) -> 
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                if number > most and not also:
+                if len(words) >= most and not also:
                     break
                 word, *numbers = line.rstrip("\n").split(" ")
                 if number == 1 and len(numbers) == 1:
                     continue  # word2vec's text format opens with its sizes
-                if number > most and word not in also:
+                if len(words) >= most and word not in also:
                     continue
                 vector = np.array(numbers, np.float32)
                 size = size or len(vector)

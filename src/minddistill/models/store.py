@@ -244,7 +244,8 @@ def build(
         raise UserError(f"{weights.source}: the outline of a teacher, without its weights; they are needed here")
     config = config or weights.config
     if isinstance(config, WordConfig):
-        values = {path: value for path, value in weights.values.items() if path in config.shapes()}
+        wanted = config.shapes()
+        values = {path: value for path, value in weights.values.items() if path in wanted}
         model = WordModel(config, seed, compute_type, dtype)
     else:
         values, head = _encoder_values(weights.values, config, mlm)

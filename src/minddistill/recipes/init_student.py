@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import runtime
 from ..config import flag, parse
 from ..data.glove import WordVectors, read_vectors
 from ..data.tasks import Example, read_examples
 from ..data.tokenizer import SPECIAL_WORDS, split_words, word_tokenizer
 from ..errors import UserError
+from ..models import store
 from ..models.presets import word_preset
 from . import prepare_task
 
@@ -43,20 +45,12 @@ def run(config: Config) -> Path:
     task, files = prepare_task.task_and_files(config)
     if config.split not in files:
         raise UserError(f"--split {config.split}: no such file; expected one of {', '.join(files)}")
-    counts = count_words(read_examples(files[config.split], task, config.split, labelled=False))
-    frequent = sorted(
-        (word for word, count in counts.items() if count >= config.min_count), key=lambda w: (-counts[w], w)
-    )
-    if not config.glove:
-        raise UserError("--glove is empty; expected a file of word vectors")
-    vectors = read_vectors(Path(config.glove), config.more_words, set(frequent))
-    known = set(frequent)
-    words = [word for word in (*frequent, *(w for w in vectors.words if w not in known)) if word not in SPECIAL_WORDS]
+    source = files[config.split]
+    counts = count_words(read_examples(source, task, config.split, labelled=False))
+    frequent = [word for word, count in sorted(counts.items(), key=_rank) if count >= config.min_count]
+    vectors = _vectors(config, set(frequent))
+    words = [word for word in dict.fromkeys((*frequent, *vectors.words)) if word not in SPECIAL_WORDS]
     table = word_table(words, vectors, config.seed)
-
-    from .. import runtime
-    from ..models import store
-
     runtime.start()
     shape = shape.with_(vocab_size=len(table), embedding_size=table.shape[1], max_length=config.max_length)
     model = store.new(shape, config.seed)
@@ -69,16 +63,31 @@ def run(config: Config) -> Path:
             tokenizer_from=Path(scratch),
             command="minddistill init-student",
             parents={"vectors": config.glove},
-            data={"vocabulary": str(files[config.split]), "task": task.name},
+            data={"vocabulary": str(source), "task": task.name},
             metrics={},
         )
-    found = len(known.intersection(vectors.words))
-    occurrences = sum(counts[word] for word in vectors.words if word in known) / max(sum(counts.values()), 1)
+    known = counts.keys() & set(vectors.words)
     print(
-        f"{target}: {config.student}, {len(table)} words, vectors of {table.shape[1]} for {found} of {len(frequent)} words "
-        f"of the text ({occurrences:.1%} of its length)"
+        f"{target}: {shape.summary}; the file has {len(known)} of the {len(counts)} words of {source}, "
+        f"{sum(counts[word] for word in known) / counts.total():.1%} of its length"
     )
     return target
+
+
+def _rank(item: tuple[str, int]) -> tuple[int, str]:
+    """Frequent words first, equal ones by the alphabet."""
+    return -item[1], item[0]
+
+
+def _vectors(config: Config, words: set[str]) -> WordVectors:
+    """The vectors of `words` and of `--more_words`.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not config.glove:
+        raise UserError("--glove is empty; expected a file of word vectors")
+    return read_vectors(Path(config.glove), config.more_words, words)
 
 
 def _target(name: str) -> Path:
