@@ -65,20 +65,27 @@ class Pipeline:
         return [{"label": self.labels[index], "score": float(scores[index])} for index in order]
 
     def scores(self, texts: Iterable[Text]) -> Iterator[np.ndarray]:
-        """Probabilities (C,) of each text, or its number in a regression task; in order, a window of texts at a time.
+        """Probabilities (C,) of each text, or its number in a regression task; in order, a window of texts at a time."""
+        for logits in self._windows(texts):
+            yield from logits if self.session.config.regression else softmax(logits)
 
-        While the model computes a window, a thread makes the batches of the next one.
-        """
+    def logits(self, texts: Iterable[Text]) -> Iterator[np.ndarray]:
+        """Logits (C,) of each text, as `scores`."""
+        for logits in self._windows(texts):
+            yield from logits
+
+    def _windows(self, texts: Iterable[Text]) -> Iterator[np.ndarray]:
+        """Logits (N, C) of each window. While the model computes one, a thread makes the batches of the next."""
         texts = iter(texts)
         with ThreadPoolExecutor(1) as ahead:
             made = None
             while window := list(islice(texts, WINDOW)):
                 following = ahead.submit(self.batches, window)
                 if made is not None:
-                    yield from self._predicted(made.result())
+                    yield self._predicted(made.result())
                 made = following
             if made is not None:
-                yield from self._predicted(made.result())
+                yield self._predicted(made.result())
 
     def batches(self, texts: list[Text]) -> list[Batch]:
         """Texts tokenised, sorted by length, and padded batch by batch."""
@@ -92,7 +99,7 @@ class Pipeline:
         logits = np.empty((sum(len(rows) for rows, _ in batches), len(self.labels)), np.float32)
         for rows, inputs in batches:
             logits[rows] = self.session.predict(*inputs)
-        return logits if self.session.config.regression else softmax(logits)
+        return logits
 
 
 def _parts(text: Text) -> tuple[str, str | None]:

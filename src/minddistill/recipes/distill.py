@@ -15,6 +15,7 @@ from ..distill.layer_map import LayerMap
 from ..distill.objectives import AttentionScores, FitDense, HiddenStates, Same, Weighted, logits
 from ..errors import UserError
 from ..models.config import ModelConfig
+from ..models.words import WordModel
 from . import common, report, task_distill
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
 from .stage import Stage, Work, open_run, run_stage
@@ -26,7 +27,9 @@ class Config:
     """Distillation."""
 
     load_teacher_ckpt_path: str = flag(
-        "", "the fine-tuned teacher: model directory or .ckpt; of several, with commas, the mean logits"
+        "",
+        "the fine-tuned teacher: model directory or .ckpt; of several, with commas, the mean logits; empty where the records "
+        "carry a teacher's logits (minddistill label)",
     )
     load_gd_ckpt_path: str = flag("", "what the student starts from: model directory or .ckpt; else as --student says")
     train_data_dir: str = flag("", "record directory to train on")
@@ -62,6 +65,7 @@ class Learning(OptimFlags):
         "ends", "hidden states: embeddings and last layer, or all of the layer map"
     )
     att_loss_ratio: float = flag(0.0, "weight of the squared errors of attention scores, layer by layer of the map")
+    freeze_embeddings: bool = flag(False, "keep the student's word embedding as it is")
     eval_steps: int = flag(0, "steps between evaluations besides each epoch's end; 0 for none")
     teacher_cache: str = flag(
         "auto", "teacher's outputs on disk: auto (for this run, where it pays), off, or a directory that is kept"
@@ -153,6 +157,9 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
 
     def build() -> Work:
         student = task_distill.first_student(job, weights, wanted)
+        if learning.freeze_embeddings:
+            embeddings = student.embeddings if isinstance(student, WordModel) else student.encoder.embeddings
+            embeddings.word.requires_grad = False
         job.log.line(f"The student starts from {origin}")
         teachers = job.built_teachers()
         job.check(teachers)

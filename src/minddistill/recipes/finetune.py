@@ -25,7 +25,7 @@ from .stage import Stage, Work, open_run, run_stage
 class Config:
     """Fine-tuning."""
 
-    model: str = flag("", "model directory or .ckpt of a pretrained encoder")
+    model: str = flag("", "model directory or .ckpt of a pretrained encoder, or of a student on word vectors")
     train_data_dir: str = flag("", "record directory to train on")
     eval_data_dir: str = flag("", "record directory that selects the best model; empty keeps the last")
     schema_dir: str = flag("", "schema file, where the record directories have none")
@@ -84,12 +84,9 @@ def prepare(
             names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
             train.check_classes(len(names))
         found("a number" if regression else ", ".join(names))
-    model_config = weights.config.with_(
-        labels=("score",) if regression else tuple(names),
-        regression=regression,
-        pooler=True,
-        relu_before_classifier=config.relu_before_classifier,
-    )
+    labels = ["score"] if regression else names
+    head = common.head_fields(weights.config, labels, regression, config.relu_before_classifier)
+    model_config = weights.config.with_(**head)
     buckets = common.buckets_for(step_flags.buckets, train, fixed=False)
     load = Load(
         model_config.parameters, model_config, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {}

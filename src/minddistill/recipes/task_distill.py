@@ -21,7 +21,7 @@ from ..distill.objectives import Intermediate, Prediction
 from ..errors import UserError
 from ..files import read_json, write_json
 from ..models import store
-from ..models.config import ModelConfig
+from ..models.config import ModelConfig, WordConfig
 from ..models.heads import TextModel
 from ..train.optim import OptimConfig
 from . import common, evaluate, report, teacher_cache
@@ -117,12 +117,19 @@ class Job:
         """The teacher; of several, the first, whose family and tokenizer the student has."""
         return self.teachers[0]
 
+    @property
+    def carried(self) -> bool:
+        """Whether the records carry the logits of a teacher that is not here."""
+        return not self.config.load_teacher_ckpt_path
+
     def require_one_teacher(self, what: str) -> None:
         """See that there is one teacher for what compares layers.
 
         Raises:
-            UserError: there are several; names what wants one.
+            UserError: there are several, or none but its logits; names what wants one.
         """
+        if self.carried:
+            raise UserError(f"--load_teacher_ckpt_path is empty; the records carry logits alone, and {what} wants more")
         if len(self.teachers) > 1:
             raise UserError(
                 f"--load_teacher_ckpt_path names {len(self.teachers)} teachers, whose logits have a mean and whose layers "
@@ -132,8 +139,9 @@ class Job:
     @property
     def head(self) -> dict[str, Any]:
         """What the student's head has from its teacher."""
-        taken = ("labels", "regression", "relu_before_classifier")
-        return {name: getattr(self.teacher.config, name) for name in taken} | {"pooler": True}
+        config = self.teacher.config
+        relu = getattr(config, "relu_before_classifier", False)
+        return common.head_fields(config, config.labels, config.regression, relu)
 
     def check(self, teachers: Sequence[TextModel | None]) -> None:
         """Measure the teachers, where they and dev records are here, and keep the first one's predictions for the report."""
@@ -168,6 +176,8 @@ class Job:
     @property
     def parents(self) -> dict[str, str]:
         """The teachers, as a student's record names them."""
+        if self.carried:
+            return {"teacher's logits": str(self.train.directory)}
         paths = self.config.load_teacher_ckpt_path.split(",")
         return {"teacher" + (f" {index + 1}" if index else ""): path for index, path in enumerate(paths)}
 
@@ -219,7 +229,7 @@ class Job:
         load = Load(
             trained,
             student,
-            self.teacher.config,
+            None if self.carried else self.teacher.config,
             sum(value.size for weights in self.teachers for value in weights.values.values()),
             len(pairs.attention) if pairs else 0,
             self.step.batch_size,
@@ -237,6 +247,8 @@ class Job:
         Args:
             pairs: of phase 1; None for phase 2, which reads the logits of phase 1's cache where there is one.
         """
+        if self.carried:
+            return CachedTeacher(), self.train.taught
         setting, live = self.learning.teacher_cache, all(teachers)
         source = Ensemble(teachers) if live and len(teachers) > 1 else teachers[0]
         if setting == "off" and live:
@@ -338,13 +350,8 @@ def prepare(
     """
     common.note_data_sink(config.enable_data_sink, place, log)
     config.load_teacher_ckpt_path = config.load_teacher_ckpt_path or teacher_cache.outline_in(learning.teacher_cache)
-    if not config.load_teacher_ckpt_path:
-        raise UserError("--load_teacher_ckpt_path is empty; expected the fine-tuned teacher's directory or .ckpt")
-    teachers = []
-    for path in config.load_teacher_ckpt_path.split(","):
-        with log.check("teacher") as found:
-            teachers.append(store.read_weights(path, learning.teacher_num_attention_heads))
-            found(common.described(teachers[-1]))
+    carried = not config.load_teacher_ckpt_path
+    teachers = [_reader(config, learning, student)] if carried else _teachers(config, learning, log)
     weights = teachers[0]
     options = {
         "task": config.task_name,
@@ -359,6 +366,10 @@ def prepare(
     dev = None
     if first:
         dev = common.read_checked(first, "--eval_data_dir", weights.config, weights.directory, **options)
+    if carried:
+        with log.check("teacher") as found:
+            teachers = [_carried(weights, train)]
+            found(f"its logits are in {train.directory}")
     for other in teachers[1:]:
         with log.check("vocabulary of a teacher") as found:
             _check_reads(other, train, weights)
@@ -380,6 +391,48 @@ def prepare(
         )
     buckets = common.buckets_for(step_flags.buckets, train, student.loss_mode == "reference")
     return Job(config, learning, student, run_flags, step_flags, place, directory, log, teachers, train, dev, buckets)
+
+
+def _teachers(config: Config, learning: Learning, log: Any) -> list[store.Weights]:
+    """The teachers that `--load_teacher_ckpt_path` names."""
+    teachers = []
+    for path in config.load_teacher_ckpt_path.split(","):
+        with log.check("teacher") as found:
+            teachers.append(store.read_encoder(path, learning.teacher_num_attention_heads))
+            found(common.described(teachers[-1]))
+    return teachers
+
+
+def _reader(config: Config, learning: Learning, student: StudentFlags) -> store.Weights:
+    """The student, which tells how records are read where they carry the logits of an absent teacher.
+
+    Raises:
+        UserError: none is named, or a directory of a cache is.
+    """
+    if not config.load_gd_ckpt_path:
+        raise UserError(
+            "--load_teacher_ckpt_path is empty; expected the fine-tuned teacher's directory or .ckpt, or, with records "
+            "that carry its logits (minddistill label), the student as --load_gd_ckpt_path"
+        )
+    if learning.teacher_cache not in teacher_cache.SETTINGS:
+        raise UserError(f"--teacher_cache {learning.teacher_cache}: holds no teacher; expected auto, or its teacher")
+    return store.read_weights(config.load_gd_ckpt_path, student.heads)
+
+
+def _carried(student: store.Weights, rows: Rows) -> store.Weights:
+    """What stands for the teacher whose logits the records carry: it reads as the student does and has the records' labels.
+
+    Raises:
+        UserError: they carry none.
+    """
+    if rows.logits is None:
+        raise UserError(
+            f"{rows.directory}: carries no teacher's logits, and --load_teacher_ckpt_path is empty; expected records of "
+            "text that minddistill label has labelled, or a teacher"
+        )
+    labels = ("score",) if rows.meta.get("regression") else tuple(rows.meta["labels"])
+    config = student.config.with_(labels=labels, regression=bool(rows.meta.get("regression")))
+    return store.Weights(config, {}, student.source, outline="carried by the records")
 
 
 def _training_rows(config: Config, teacher: store.Weights, options: Mapping[str, Any]) -> Rows:
@@ -438,7 +491,7 @@ def starting_point(job: Job) -> tuple[store.Weights | None, str, ModelConfig]:
     with job.log.check("student") as found:
         wanted = job.student.config(job.teacher.config) if weights is None else weights.config
         wanted = wanted.with_(**job.head)
-        found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}, from {origin}")
+        found(f"{wanted.summary}, from {origin}")
     return weights, origin, wanted
 
 
@@ -446,8 +499,7 @@ def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
     if job.config.load_gd_ckpt_path:
         if job.student.init_from_teacher:
             raise UserError("--init_from_teacher and --load_gd_ckpt_path: two starting points; give one of them")
-        wanted = job.student.config(job.teacher.config)
-        weights = store.read_weights(job.config.load_gd_ckpt_path, wanted.num_attention_heads)
+        weights = _student_at(job, job.config.load_gd_ckpt_path)
         return weights, str(weights.source)
     if job.student.init_from_teacher:
         wanted = job.student.config(job.teacher.config)
@@ -455,6 +507,21 @@ def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
         weights = store.from_layers(job.teacher, wanted.with_(**job.head), layers)
         return weights, f"layers {job.student.init_from_teacher} of the teacher"
     return None, "random weights"
+
+
+def _student_at(job: Job, path: str | Path) -> store.Weights:
+    """A student as it was saved.
+
+    Raises:
+        UserError: it cannot be read, or does not read what its teacher reads.
+    """
+    weights = store.read_weights(path, job.student.heads)
+    if isinstance(weights.config, WordConfig) and not job.carried:
+        raise UserError(
+            f"{weights.source}: a {weights.config.family} does not read its teacher's word pieces; label the text with the "
+            "teacher (minddistill label), and give distill no --load_teacher_ckpt_path"
+        )
+    return weights
 
 
 def first_student(job: Job, weights: store.Weights | None, wanted: ModelConfig) -> TextModel:
@@ -522,7 +589,7 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
         command: that the student's record names.
     """
     with job.log.check("student") as found:
-        weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
+        weights = _student_at(job, first)
         wanted = weights.config.with_(**job.head)
         found(common.described(weights))
     if job.config.load_td1_ckpt_path:  # else phase 1, which takes more, has seen to it
