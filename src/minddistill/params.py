@@ -70,13 +70,14 @@ def assign(cell: nn.Cell, values: Mapping[str, np.ndarray], source: str, may_mis
     return missing
 
 
-def initialise(cell: nn.Cell, seed: int, deviation: float, only: Iterable[str] | None = None) -> None:
+def initialise(cell: nn.Cell, seed: int, deviation: float | None, only: Iterable[str] | None = None) -> None:
     """Draw matrices from a normal truncated at two deviations; vectors keep their zeros and ones.
 
     Each parameter is drawn from its own stream, keyed by seed and path, so that its values do not depend on
     what else the cell holds.
 
     Args:
+        deviation: None for sqrt(2 / inputs) of a matrix (outputs, inputs).
         only: paths to initialise; all by default.
     """
     chosen = None if only is None else set(only)
@@ -87,4 +88,5 @@ def initialise(cell: nn.Cell, seed: int, deviation: float, only: Iterable[str] |
         values = generator.standard_normal(parameter.shape, np.float32)
         while (outside := np.abs(values) > 2.0).any():
             values[outside] = generator.standard_normal(int(outside.sum()), np.float32)
-        parameter.set_data(Tensor(values * np.float32(deviation)))
+        scale = np.sqrt(2 / parameter.shape[1]) if deviation is None else deviation
+        parameter.set_data(Tensor(values * np.float32(scale)))

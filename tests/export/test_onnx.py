@@ -10,9 +10,9 @@ from minddistill.errors import UserError
 from minddistill.export import onnx as graphs
 from minddistill.export.session import Session, runtime_session
 from minddistill.models import store
-from minddistill.models.config import ModelConfig
+from minddistill.models.config import WORD_FAMILIES, ModelConfig, WordConfig
 from minddistill.models.heads import predict_function
-from minddistill.models.presets import preset
+from minddistill.models.presets import preset, word_preset
 from minddistill.problems import TOKEN
 
 onnx = pytest.importorskip("onnx")
@@ -36,7 +36,12 @@ def small(name: str) -> ModelConfig:
     return config.with_(initializer_range=0.3, **FAMILIES[name])
 
 
-def weights_of(config: ModelConfig, tmp_path) -> store.Weights:
+def small_words(name: str) -> WordConfig:
+    sizes = {"embedding_size": 8, "first_filters": 5, "growth": 3, "joined_size": 7, "filters": 6, "attention_size": 4}
+    return word_preset(name).with_(vocab_size=40, max_length=LONGEST, labels=("no", "yes", "maybe"), **sizes)
+
+
+def weights_of(config: ModelConfig | WordConfig, tmp_path) -> store.Weights:
     options = {
         "tokenizer_from": None,
         "command": "test",
@@ -47,11 +52,12 @@ def weights_of(config: ModelConfig, tmp_path) -> store.Weights:
     return store.read_weights(store.save(tmp_path / "model", store.new(config, seed=1), **options))
 
 
-def every_length(config: ModelConfig) -> dict[str, np.ndarray]:
+def every_length(config: ModelConfig | WordConfig) -> dict[str, np.ndarray]:
     """One row of each length up to the longest, and a second segment where there can be one."""
     mask = np.tril(np.ones((LONGEST, LONGEST), np.int32))
     ids = np.random.default_rng(0).integers(2, 40, mask.shape).astype(np.int32)
-    segments = np.where(np.arange(LONGEST) > 4, mask, 0) if config.type_vocab_size > 1 else mask * 0
+    two = getattr(config, "type_vocab_size", 0) > 1
+    segments = np.where(np.arange(LONGEST) > 4, mask, 0) if two else mask * 0
     return {
         "input_ids": np.where(mask == 1, ids, config.pad_token_id).astype(np.int32),
         "input_mask": mask,
@@ -65,9 +71,9 @@ def run(graph, batch) -> np.ndarray:
     return session.run(["logits"], {i.name: names[i.name].astype(np.int64) for i in session.get_inputs()})[0]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *WORD_FAMILIES])
 def test_logits_equal_mindspore_at_every_length(name, tmp_path):
-    weights = weights_of(small(name), tmp_path)
+    weights = weights_of(small_words(name) if name in WORD_FAMILIES else small(name), tmp_path)
     batch = every_length(weights.config)
     expected = predict_function(store.build(weights))(batch)
     graph = graphs.build(weights)

@@ -118,6 +118,19 @@ def test_rows_are_augmented_behind_their_original(words, mlm, tiny_encoder, tiny
     assert command("augment", *flags, "--seed", "7") == 2  # another run's
 
 
+def test_text_is_augmented_as_records_are(words, vocabulary, tmp_path):
+    """As text, for students of another tokenizer; prepared, it is the records that are written at once."""
+    flags = [*words, "--method", "mask", "--tokenizer", vocabulary, "--p_mask", "0.5"]
+    assert command("augment", *flags) == 0
+    text = tmp_path / "text"
+    assert command("augment", *flags, "--dataset_type", "jsonl", "--output_dir", text) == 0
+    again = ["--task_name", "custom", "--train_file", text, "--max_seq_length", "12", "--tokenizer", vocabulary]
+    assert command("prepare-task", *again, "--output_dir", tmp_path / "prepared") == 0
+    one, other = records.read_rows(tmp_path / "augmented"), records.read_rows(tmp_path / "prepared" / "train")
+    assert one.meta["rows"] == other.meta["rows"] > 400
+    assert one.fingerprint() == other.fingerprint() and (one.label == other.label).all()
+
+
 def test_pairs_keep_the_field_that_is_not_replaced(tiny_encoder, tmp_path):
     (tmp_path / "pairs.tsv").write_text("a\tb\tlabel\ngood film\tbad plot\tyes\ndull movie\tgreat acting\tno\n")
     vectors = tmp_path / "vectors.txt"

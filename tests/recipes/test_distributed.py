@@ -66,6 +66,21 @@ def test_processes_run_both_task_phases_as_one(tmp_path, data, teacher, count):
 
 
 @pytest.mark.slow
+def test_processes_distil_in_one_stage_as_one(tmp_path, data, teacher):
+    flags = ["--student", "test-2l-32", "--init_from_teacher", "1,3", "--buckets", "12", *SCALED, "--epoch_size", "2"]
+    flags += ["--learning_rate", "2e-4", "--state_loss_ratio", "1", "--att_loss_ratio", "1"]
+    flags += ["--load_teacher_ckpt_path", teacher, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
+    assert command("distill", *flags, "--batch_size", "32", "--output_dir", tmp_path / "one") == 0
+    (tmp_path / "distil.py").write_text(
+        "import sys\nfrom minddistill.__main__ import run_command\nsys.exit(run_command('distill', sys.argv[1:]))\n"
+    )
+    several = ["--distribute", "true", "--device_num", "2", "--batch_size", "16", "--output_dir", tmp_path / "two"]
+    done = msrun(2, tmp_path / "logs", tmp_path / "distil.py", *flags, *several)
+    assert done.returncode == 0, done.stdout + done.stderr
+    agree(tmp_path / "two", tmp_path / "one", "last")
+
+
+@pytest.mark.slow
 def test_two_nodes_distil_together(tmp_path, data, teacher):
     """Each in a network namespace of its own."""
     flags = ["--student", "test-2l-32", "--init_from_teacher", "1,3", "--buckets", "12", *SCALED]

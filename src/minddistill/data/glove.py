@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,15 @@ _BLOCK = 256  # words whose neighbours are computed together
 
 
 class WordVectors:
-    """Words, in the file's order, with vectors of unit length.
+    """Words, in the file's order, with their vectors.
 
     Attributes:
         words: the words.
-        unit: (N, D) float32.
+        vectors, unit: (N, D) float32, as they were read and of unit length.
     """
 
     def __init__(self, words: list[str], vectors: np.ndarray):
-        self.words = words
+        self.words, self.vectors = words, vectors
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         self.unit = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
         self._places = {word: place for place, word in enumerate(words)}
@@ -48,8 +48,8 @@ class WordVectors:
         return {word: self._known.get((word, count), []) for word in wanted}
 
 
-def read_vectors(path: Path, most: int = 100_000) -> WordVectors:
-    """Read a text file of a word and its numbers a line, gzipped or not; the first `most` lines.
+def read_vectors(path: Path, most: int = 100_000, also: Container[str] = ()) -> WordVectors:
+    """Read a text file of a word and its numbers a line, gzipped or not; the first `most` words, and those of `also`.
 
     Raises:
         UserError: the file is absent, not such text, or a line's numbers are not as many as the first one's; names the line.
@@ -58,11 +58,13 @@ def read_vectors(path: Path, most: int = 100_000) -> WordVectors:
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                if len(words) == most:
+                if len(words) >= most and not also:
                     break
                 word, *numbers = line.rstrip("\n").split(" ")
                 if number == 1 and len(numbers) == 1:
                     continue  # word2vec's text format opens with its sizes
+                if len(words) >= most and word not in also:
+                    continue
                 vector = np.array(numbers, np.float32)
                 size = size or len(vector)
                 if len(vector) != size or not size or not np.isfinite(vector).all():

@@ -32,9 +32,11 @@ from ..files import (
 from ..problems import IGNORED, MULTI, PROBLEMS, REGRESSION, SINGLE, TOKEN
 from .messages import Example as TFExample
 from .messages import Feature, Features, FloatList, Int64List
+from .tasks import SHARD_ENDING
 
 TEXT_COLUMNS = ("input_ids", "input_mask", "segment_ids")
 LABEL_COLUMN = "label_ids"
+LOGITS_COLUMN = "teacher_logits"  # (C,) float32, of rows that minddistill label has labelled
 WORK = ".work"  # in a record directory: what belongs to its writing, and shows that it is not finished
 SUFFIXES = {"tfrecord": (".tfrecord", ".tf_record", ".tfrecords"), "mindrecord": (".mindrecord",)}
 _READ_BATCH = 2048
@@ -50,6 +52,7 @@ class Rows:
         length: (N,) int32, real tokens of each row.
         second: (N,) int32, where segment 1 begins; equal to length where there is none.
         label: (N,) float32, or (N, C) of a multi-label and (N, S) of a token task; int32 after `check_classes`; or None.
+        logits: (N, C) float32, what a teacher says of each row, or None.
         meta: the content of `meta.json`, empty for records made elsewhere.
         directory: where they come from.
         place: the file and row that a row was read from, for messages.
@@ -66,6 +69,7 @@ class Rows:
     place: Callable[[int], str]
     pad: int = 0
     files: dict[str, str] = field(default_factory=dict)
+    logits: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -105,8 +109,14 @@ class Rows:
             length=self.length[numbers],
             second=self.second[numbers],
             label=None if self.label is None else self.label[numbers],
+            logits=None if self.logits is None else self.logits[numbers],
             place=lambda row: self.place(int(numbers[row])),
         )
+
+    def taught(self, rows: np.ndarray, length: int = 0) -> dict[str, np.ndarray]:
+        """The column of a batch that a teacher's logits make: `teacher_logits` (B, C); `length` is not used."""
+        assert self.logits is not None
+        return {LOGITS_COLUMN: self.logits[rows]}
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of the token ids and segments."""
@@ -173,6 +183,11 @@ def schema(
     return {"datasetType": "TF", "numRows": rows, "columns": columns}
 
 
+def float_columns(table: Mapping[str, Any]) -> frozenset[str]:
+    """The columns of a schema that hold floats."""
+    return frozenset(name for name, column in table["columns"].items() if column["type"] == "float32")
+
+
 def padded(ids: Sequence[int], second: int, seq_length: int, pad: int) -> dict[str, list[int]]:
     """The three text columns of one row as lists of `seq_length`."""
     size = len(ids)
@@ -237,19 +252,22 @@ def write_mindrecord(path: Path, rows: Iterable[Mapping[str, Sequence]], columns
     return count
 
 
-def finish_directory(directory: Path, table: dict, meta: Mapping[str, Any]) -> None:
+def finish_directory(directory: Path, table: dict | None, meta: Mapping[str, Any]) -> None:
     """Write `schema.json` and, last, `meta.json` with the shards' checksums: a directory that has it is whole.
+
+    Shards of text have no schema (`table` is None).
 
     What is under `WORK` goes.
     """
-    write_json(directory / "schema.json", table)
+    if table is not None:
+        write_json(directory / "schema.json", table)
     write_json(directory / "meta.json", {**meta, "files": checksums(_written(directory))})
     shutil.rmtree(directory / WORK, ignore_errors=True)
 
 
 def _written(directory: Path) -> list[Path]:
-    """The shards of a directory of either kind, and MindRecord's indices."""
-    endings = {*SUFFIXES["tfrecord"], *SUFFIXES["mindrecord"], ".db"}
+    """The shards of a directory of any kind, and MindRecord's indices."""
+    endings = {*SUFFIXES["tfrecord"], *SUFFIXES["mindrecord"], ".db", SHARD_ENDING}
     return sorted(file for file in directory.iterdir() if file.suffix in endings and file.name[0] != ".")
 
 
@@ -312,6 +330,7 @@ def read_rows(
         if missing:
             where = schema_file or directory / "schema.json"
             raise UserError(f"{where}: no column {missing[0]!r}; expected {', '.join(names)}")
+        names += [LOGITS_COLUMN] if labelled and LOGITS_COLUMN in table["columns"] else []
     read = partial(_read_tfrecord, verify=verify) if kind == "tfrecord" else _read_mindrecord
     parts = [read(file, names, table) for file in files]
     widths = {part["input_ids"].shape[1:] for part in parts}
@@ -330,7 +349,8 @@ def read_rows(
         )
     rows.meta, rows.directory = meta, directory
     for file, start, end in zip(files, [0, *places.ends], places.ends, strict=False):
-        columns = [rows.ids, rows.length, rows.second] + ([] if rows.label is None else [rows.label])
+        more = [values for values in (rows.label, rows.logits) if values is not None]
+        columns = [rows.ids, rows.length, rows.second, *more]
         rows.files[file.name] = _digest(*[values[start:end] for values in columns])
     return _select(rows, real[: len(rows)])
 
@@ -506,7 +526,8 @@ def _check_features(found: dict, names: list[str], table: dict | None, path: Pat
             known = ", ".join(sorted(found)) or "none"
             raise UserError(f"{path}: row {row} has no column {name!r}; it has {known}; expected {', '.join(names)}")
         kind, size = found[name]
-        wanted = "float_list" if name == LABEL_COLUMN and kind == "float_list" else "int64_list"
+        may_float = name == LOGITS_COLUMN or (name == LABEL_COLUMN and kind == "float_list")
+        wanted = "float_list" if may_float else "int64_list"
         if kind != wanted:
             raise UserError(f"{path}: row {row}: column {name!r} holds a {kind}; expected an {wanted}")
         column = (table or {}).get("columns", {}).get(name) or {}
@@ -597,12 +618,19 @@ def _compact(columns: dict, places: _Places, vocab_size: int | None, pad: int) -
     if bad.any():
         row = int(bad.argmax())
         raise UserError(f"{places(row)}: segment_ids is not zeros followed by ones; write the records again")
-    label = None
-    if LABEL_COLUMN in columns:
-        label = columns[LABEL_COLUMN].reshape(len(ids), -1).astype(np.float32)
-        if not np.isfinite(label).all():
-            row, place = np.argwhere(~np.isfinite(label))[0]
-            raise UserError(f"{places(row)}: label_ids is {label[row, place]}; expected a finite number")
-        label = label[:, 0] if label.shape[1] == 1 else label
+    label = _finite(columns, LABEL_COLUMN, places)
+    label = label[:, 0] if label is not None and label.shape[1] == 1 else label
+    logits = _finite(columns, LOGITS_COLUMN, places)
     compact = ids.astype(np.uint16) if limit <= 2**16 else ids.astype(np.int32)
-    return Rows(compact, length, second, label, {}, Path(), places, pad)
+    return Rows(compact, length, second, label, {}, Path(), places, pad, logits=logits)
+
+
+def _finite(columns: dict, name: str, places: _Places) -> np.ndarray | None:
+    """A column as (N, size) float32, or None where it is not there."""
+    if name not in columns:
+        return None
+    values = columns[name].reshape(len(columns[name]), -1).astype(np.float32)
+    if not np.isfinite(values).all():
+        row, place = np.argwhere(~np.isfinite(values))[0]
+        raise UserError(f"{places(row)}: {name} is {values[row, place]}; expected a finite number")
+    return values

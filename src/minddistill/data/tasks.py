@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import whole_file
 from ..problems import MULTI, REGRESSION, SEPARATOR, SINGLE, TOKEN
 
 _SINGLE = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
@@ -133,6 +134,8 @@ METRICS = {
     REGRESSION: ("pearson", "spearman"),
     TOKEN: ("entity_f1", "accuracy"),
 }
+LOGITS = "logits"  # the column of what a teacher says
+SHARD_ENDING = ".jsonl"
 
 
 def task_named(name: str) -> Task:
@@ -155,19 +158,26 @@ class Example:
         label: the raw value of the label column, or None in a file without labels; in a token task the tags of the words
             with spaces between.
         words: where the words begin in the text, in a token task.
+        logits: what a teacher says of the row, as `minddistill label` writes it (`encode_logits`), or None.
     """
 
     text: str
     text_pair: str | None
     label: str | None
     words: tuple[int, ...] = ()
+    logits: str | None = None
+
+    @property
+    def given(self) -> str | dict[str, str]:
+        """The text or pair, as a `Pipeline` takes it."""
+        return self.text if self.text_pair is None else {"text": self.text, "text_pair": self.text_pair}
 
 
 def read_examples(path: Path, task: Task, split: str, labelled: bool = True) -> Iterator[Example]:
-    """Read a TSV (no quoting), CSV or JSONL file.
+    """Read a TSV (no quoting), CSV or JSONL file, or a directory of JSONL shards that a command of ours wrote.
 
     Args:
-        path: the file; its ending tells the format.
+        path: the file, whose ending tells the format, or the directory.
         task: names the columns.
         split: of the task; tells whether the file has a header.
         labelled: whether the label column must be there; without it, it is read where it is.
@@ -178,14 +188,35 @@ def read_examples(path: Path, task: Task, split: str, labelled: bool = True) -> 
     Raises:
         UserError: names the file and line of what is wrong.
     """
+    for file in text_files(path):
+        yield from _examples(file, task, split, labelled)
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file itself, or the shards of a directory of text.
+
+    Raises:
+        UserError: the directory holds none, or its writing was not finished.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.glob(f"*{SHARD_ENDING}"))
+    if not found:
+        raise UserError(
+            f"{path}: no *{SHARD_ENDING} in it; expected a file, or a directory that augment or label wrote"
+        )
+    if not (path / "meta.json").is_file():
+        raise UserError(f"{path}: its writing was not finished; run the command that writes it again")
+    return found
+
+
+def _examples(path: Path, task: Task, split: str, labelled: bool) -> Iterator[Example]:
     kind = path.suffix.lower()
-    read = {".tsv": _tsv, ".txt": _tsv, ".csv": _csv, ".jsonl": _jsonl, ".json": _jsonl}.get(kind)
+    read = {".tsv": _tsv, ".txt": _tsv, ".csv": _csv, SHARD_ENDING: _jsonl, ".json": _jsonl}.get(kind)
     if read is None:
         raise UserError(f"{path}: unknown kind of file; expected .tsv, .csv or .jsonl")
-    header = split not in task.headerless
-    text, label = task.text, task.label
-    if isinstance(text, int) and header:
-        text, label = "sentence", "label"  # CoLA's test file has a header, its others have none
+    header = read is _jsonl or split not in task.headerless
+    text, label = columns_of(task, header)
     for line, row in read(path, header):
         first = _cell(path, line, row, text)
         second = None if task.text_pair is None else _cell(path, line, row, task.text_pair)
@@ -193,7 +224,35 @@ def read_examples(path: Path, task: Task, split: str, labelled: bool = True) -> 
             raise UserError(f"{path}:{line}: the text is empty; expected text in column {text!r}")
         value = _cell(path, line, row, label) if labelled or label in row else None
         if value != "-":
-            yield Example(first, second, value)
+            yield Example(first, second, value, logits=row.get(LOGITS))
+
+
+def columns_of(task: Task, header: bool = True) -> tuple[str | int, str | int]:
+    """The columns of text and label: CoLA's test file has a header, its others have none."""
+    return ("sentence", "label") if isinstance(task.text, int) and header else (task.text, task.label)
+
+
+def plain_examples(lines: Iterable[tuple[int, str]], pairs: bool, where: str) -> Iterator[Example]:
+    """Unlabelled rows of plain text, one a line; of pairs, two texts around a tab.
+
+    Raises:
+        UserError: a line is no pair; names `where` and the line.
+    """
+    for number, line in lines:
+        parts = line.split("\t") if pairs else [line, None]
+        if len(parts) != 2:
+            raise UserError(f"{where}:{number}: {len(parts)} parts between tabs; expected two texts (--pairs true)")
+        yield Example(*parts, None)
+
+
+def write_examples(path: Path, rows: Iterable[tuple[Example, Mapping[str, Any]]], task: Task) -> None:
+    """Write examples as one JSONL file, whole, under the task's columns, with further values of each."""
+    text, label = columns_of(task)
+    with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
+        for example, more in rows:
+            row = {text: example.text, task.text_pair: example.text_pair, label: example.label, **more}
+            row = {name: value for name, value in row.items() if name is not None and value is not None}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _cell(path: Path, line: int, row: Mapping[str | int, str], column: str | int) -> str:
@@ -274,7 +333,7 @@ def _csv(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]
 
 def _jsonl(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]:
     for number, row in json_lines(path):
-        kept = {key: value for key, value in row.items() if isinstance(value, (str, int, float))}
+        kept = {key: value for key, value in row.items() if isinstance(value, (str, int, float)) or key == LOGITS}
         yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in kept.items()}
 
 
@@ -353,3 +412,21 @@ def _number(task: Task, value: str | None, where: str) -> float:
     if not math.isfinite(number):
         raise UserError(f"{where}: label {value!r} is not a finite number; {task.name} is a regression task")
     return number
+
+
+def encode_logits(task: Task, table: Mapping[str, str], text: str | None, where: str) -> list[float]:
+    """A teacher's logits in the order of `table`, out of a JSON object of the label's values (`score` in a regression task).
+
+    Raises:
+        UserError: they are no such numbers, or of other labels; names `where`.
+    """
+    wanted = ["score"] if task.problem == REGRESSION else list(table)
+    try:
+        values = json.loads(text or "null")
+        if values.keys() == set(wanted):
+            found = [float(values[name]) for name in wanted]
+            if all(map(math.isfinite, found)):
+                return found
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise UserError(f"{where}: logits are {(text or 'missing')[:120]}; expected a number each of {', '.join(wanted)}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.implementations import BertWordPieceTokenizer
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import RobertaProcessing
+from tokenizers.processors import RobertaProcessing, TemplateProcessing
 
 from ..errors import UserError
 from ..files import read_json
@@ -77,6 +78,33 @@ def _byte_level(directory: Path) -> Tokenizer:
     tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     end, start = tokenizer.token_to_id("</s>"), tokenizer.token_to_id("<s>")
     tokenizer.post_processor = RobertaProcessing(("</s>", end), ("<s>", start), add_prefix_space=space)
+    return tokenizer
+
+
+SPECIAL_WORDS = ("[PAD]", "[UNK]", "[SEP]", "[MASK]")
+# Words as the Penn Treebank, and so GloVe, has them, save that hyphens and marks stand alone: does n't, it 's.
+_WORD = r"\w+(?=n't)|n't|'(?:s|re|ve|ll|d|m)\b|\w+|[^\w\s]"
+_lower = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+_splitter = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
+
+
+def split_words(text: str) -> list[str]:
+    """The lower-case words of a text, as `word_tokenizer` reads them."""
+    return [word for word, _ in _splitter.pre_tokenize_str(_lower.normalize_str(text))]
+
+
+def word_tokenizer(words: Sequence[str]) -> Tokenizer:
+    """A tokenizer of whole words, whose ids are those of `SPECIAL_WORDS` and then of `words`.
+
+    It adds nothing to a text, and [SEP] between the two of a pair.
+    """
+    ids = {word: index for index, word in enumerate((*SPECIAL_WORDS, *words))}
+    tokenizer = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _lower, _splitter
+    tokenizer.add_special_tokens(list(SPECIAL_WORDS))
+    tokenizer.post_processor = TemplateProcessing(
+        single="$A:0", pair="$A:0 [SEP]:0 $B:1", special_tokens=[("[SEP]", ids["[SEP]"])]
+    )
     return tokenizer
 
 

@@ -10,7 +10,7 @@ from .. import __version__
 from ..errors import UserError
 from ..files import replace_directory
 from ..models import hub, store
-from ..models.config import ModelConfig
+from ..models.config import ModelConfig, WordConfig
 from .session import ONNX_FILE
 
 MINDIR_FILE = "model.mindir"
@@ -36,7 +36,7 @@ def check_target(directory: str) -> Path:
 def write(
     directory: Path,
     save: Callable[[Path], None],
-    config: ModelConfig,
+    config: ModelConfig | WordConfig,
     source: Path,
     command: str,
     changes: Mapping[str, Any],

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import need
 from ..models import store
 from ..models.bert import MASKED_SCORE
-from ..models.config import ModelConfig
+from ..models.config import LEAK, ModelConfig, WordConfig
 from ..models.heads import POOLER_ACTIVATION
 from ..problems import TOKEN
 from .session import INPUTS
@@ -81,6 +81,8 @@ class Builder:
         """An activation by its name in Hugging Face's configurations."""
         if name in ("tanh", "relu"):
             return self.graph.node(name.capitalize(), x)
+        if name == "leaky_relu":
+            return self.graph.node("LeakyRelu", x, alpha=LEAK)
         return self.graph.node("Gelu", x, approximate="none" if name == "gelu" else "tanh")
 
     def embeddings(self) -> str:
@@ -192,6 +194,91 @@ class Builder:
         return self.graph.node("Squeeze", self.dense("classifier", pooled), self.graph.constant([1]), name="logits")
 
 
+class WordBuilder(Builder):
+    """Adds the parts of a model on word vectors to a graph.
+
+    Convolutions are products of windows, as in `models.cnn`: what quantises products quantises them too.
+
+    Args:
+        config: of the model.
+        values: its weights by path.
+    """
+
+    config: WordConfig
+
+    def inputs(self) -> list[str]:
+        """The inputs that the model reads."""
+        return list(INPUTS[:2])
+
+    def convolution(self, path: str, x: str, width: int, before: int = 0) -> str:
+        """A convolution of x (B, S, E), continued by zeros, `before` of them ahead: (B, S, F)."""
+        if width > 1:
+            graph = self.graph
+            padded = graph.node("Pad", x, graph.constant([0, before, 0, 0, width - 1 - before, 0]))
+            x = graph.node("Concat", *(self.shifted(padded, first, width) for first in range(width)), axis=2)
+        return self.dense(path, x)
+
+    def shifted(self, padded: str, first: int, width: int) -> str:
+        """The place `first` of every window: of S + width - 1 positions S, from this one on."""
+        end = first + 1 - width or np.iinfo(np.int64).max
+        return self.graph.node("Slice", padded, *(self.graph.constant([value]) for value in (first, end, 1)))
+
+    def dense_block(self, x: str, mask: str) -> str:
+        """The densely connected block of x (B, S, E) and layer norm."""
+        graph, joined = self.graph, [x]
+        for number, column in enumerate(self.config.columns):
+            read, made = x, []
+            for level, (_, _, width) in enumerate(column):
+                found = self.convolution(f"dense.columns.{number}.levels.{level}", read, width, width // 2)
+                made.append(self.activation(self.config.activation, graph.node("Mul", found, mask)))
+                read = graph.node("Concat", *made, axis=2)
+            joined.append(made[-1])
+        found = self.dense("dense.join", graph.node("Concat", *joined, axis=2))
+        return self.norm("norm", self.activation(self.config.activation, graph.node("Mul", found, mask)))
+
+    def largest(self, x: str, mask: str) -> str:
+        """The TextCNN of x (B, S, E): (B, 1, F x widths)."""
+        graph, found = self.graph, []
+        x = graph.node("Mul", x, mask)
+        for number, width in enumerate(self.config.kernels):
+            filters = self.activation("relu", self.convolution(f"pool.convolutions.{number}", x, width))
+            found.append(graph.node("ReduceMax", graph.node("Mul", filters, mask), graph.constant([1])))
+        return graph.node("Concat", *found, axis=2)
+
+    def attended(self, x: str) -> str:
+        """Dynamic self-attention over x (B, S, E): (B, 1, heads x size)."""
+        graph, heads, size = self.graph, self.config.attention_heads, self.config.attention_size
+        values = self.activation("leaky_relu", self.dense("pool.values", x))
+        values = graph.node("Reshape", values, graph.constant([0, 0, heads, size]))
+        columns = graph.node("Transpose", values, perm=(0, 2, 3, 1))
+        values, scores = graph.node("Transpose", values, perm=(0, 2, 1, 3)), self.mask()
+        given = self.given(scores, values)
+        for _ in range(self.config.attention_steps - 1):
+            scores = graph.node("Add", scores, graph.node("MatMul", given, columns))
+            given = self.given(scores, values)
+        return graph.node("Reshape", given, graph.constant([0, 1, heads * size]))
+
+    def given(self, scores: str, values: str) -> str:
+        """What scores (B, heads, 1, S) take of values (B, heads, S, D)."""
+        weights = self.graph.node("Softmax", scores, axis=-1)
+        return self.graph.node("Tanh", self.graph.node("MatMul", weights, values))
+
+    def logits(self) -> str:
+        """The whole model: (B, C)."""
+        graph, path = self.graph, "embeddings.word"
+        mask = graph.node("Cast", "attention_mask", to=graph.onnx.TensorProto.FLOAT)
+        mask = graph.node("Unsqueeze", mask, graph.constant([2]))
+        x = graph.node("Gather", graph.constant(self.values[path], path), "input_ids", name="embeddings")
+        x = graph.node("Mul", x, mask)
+        if self.config.columns:
+            x = self.dense_block(x, mask)
+        pooled = self.attended(x) if self.config.attention_heads else self.largest(x, mask)
+        pooled = self.norm("pooled_norm", pooled)
+        if self.config.hidden_size:
+            pooled = self.norm("hidden_norm", self.dense("hidden", pooled))
+        return graph.node("Squeeze", self.dense("classifier", pooled), graph.constant([1]), name="logits")
+
+
 def build(weights: store.Weights, fp16: bool = False) -> Any:
     """The checked `onnx.ModelProto` of a classifier, its batch and sequence axes free.
 
@@ -207,7 +294,8 @@ def build(weights: store.Weights, fp16: bool = False) -> Any:
         UserError: package onnx is not installed.
     """
     onnx = need("onnx", "deploy")
-    builder = Builder(weights.config, weights.values)
+    kind = WordBuilder if isinstance(weights.config, WordConfig) else Builder
+    builder = kind(weights.config, weights.values)
     output = builder.logits()
     make = onnx.helper.make_tensor_value_info
     inputs = [make(name, onnx.TensorProto.INT64, ["batch", "sequence"]) for name in builder.inputs()]

@@ -82,6 +82,10 @@ class Pipeline:
         """Probabilities (C,) of each text, or its number in a regression task; in order, a window of texts at a time."""
         return (scores(logits, self.session.config.problem) for _, logits in self.computed(texts))
 
+    def logits(self, texts: Iterable[Text]) -> Iterator[np.ndarray]:
+        """Logits of each text, as `scores`."""
+        return (logits for _, logits in self.computed(texts))
+
     def entities(self, texts: Iterable[str], aggregation_strategy: str = "first") -> Iterator[list[dict[str, Any]]]:
         """Entities of each text, in order, by a token classifier; `aggregation_strategy` is as in `entities`.
 

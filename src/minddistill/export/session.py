@@ -15,7 +15,7 @@ from ..data.tokenizer import load_tokenizer
 from ..errors import UserError, need
 from ..files import model_path, read_json
 from ..models import hub
-from ..models.config import ModelConfig
+from ..models.config import ModelConfig, WordConfig
 from ..problems import TOKEN
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Session:
         directory: where the model and its tokenizer are.
     """
 
-    def __init__(self, kind: str, config: ModelConfig, directory: Path, forward: Forward):
+    def __init__(self, kind: str, config: ModelConfig | WordConfig, directory: Path, forward: Forward):
         self.kind, self.config, self.directory, self.forward = kind, config, directory, forward
         self.labels = list(config.labels)
 
@@ -100,7 +100,7 @@ class Session:
 
     def padded(self, encodings: Sequence[Encoding]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The three inputs of `predict`, (B, S) int64, S being the longest of the tokenised texts."""
-        shape = len(encodings), max(map(len, encodings))
+        shape = len(encodings), max(1, *map(len, encodings))  # word tokenizers make nothing of an empty text
         ids = np.full(shape, self.config.pad_token_id, np.int64)
         mask, segments = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for row, encoding in enumerate(encodings):
@@ -116,7 +116,7 @@ class Session:
         return self.padded(self.tokens(texts, pairs, max_length))
 
 
-def read_config(directory: Path) -> ModelConfig:
+def read_config(directory: Path) -> ModelConfig | WordConfig:
     """The configuration of the classifier whose graph is in a directory.
 
     Raises:

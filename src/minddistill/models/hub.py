@@ -5,6 +5,7 @@ Our parameter paths are the left side everywhere; the right side is the name in 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import UserError
 from ..files import read_json
 from ..problems import PROBLEMS, SINGLE, TOKEN
-from .config import ModelConfig
+from .config import WORD_FAMILIES, ModelConfig, WordConfig
 
 _BERT_LAYER = {
     "query": "attention.self.query",
@@ -162,6 +163,7 @@ _COMMON_FIELDS = (
     "num_attention_heads_per_layer",
     "intermediate_size_per_layer",
 )
+_HEAD_FIELDS = ("labels", "problem")  # told as transformers tells them
 _MOST_LABELS = 100_000
 # How the architecture of a model with a classifier ends.
 _HEADS = dict.fromkeys(PROBLEMS, "ForSequenceClassification") | {TOKEN: "ForTokenClassification"}
@@ -174,15 +176,18 @@ _OWN_FIELDS = (
 )
 
 
-def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
-    """Translate the content of a Hugging Face `config.json`.
+def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig | WordConfig:
+    """Translate the content of a Hugging Face `config.json`, or of one of a model on word vectors, whose names are our own.
 
     Raises:
         UserError: another architecture, a missing size or an option that is not supported; names `where`.
     """
     family = values.get("model_type", "bert")
+    if family in WORD_FAMILIES:
+        return _word_config(values, family, where)
     if not isinstance(family, str) or family not in FAMILIES:
-        raise UserError(f"{where}: model_type is {family!r}; expected one of {', '.join(FAMILIES)}")
+        expected = ", ".join((*FAMILIES, *WORD_FAMILIES))
+        raise UserError(f"{where}: model_type is {family!r}; expected one of {expected}")
     if values.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(
             f"{where}: position_embedding_type is {values['position_embedding_type']!r}; expected 'absolute'"
@@ -203,6 +208,18 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
     fields["problem"] = _problem(values, where) if fields["labels"] else SINGLE
     try:
         return ModelConfig(**fields)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _word_config(values: Mapping[str, Any], family: str, where: str) -> WordConfig:
+    names = [field.name for field in dataclasses.fields(WordConfig) if field.name not in ("family", *_HEAD_FIELDS)]
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise UserError(f"{where}: {missing[0]} is missing; expected the config.json that minddistill wrote")
+    shape = {name: values[name] for name in names}
+    try:
+        return WordConfig(family, **shape, labels=_labels(values, where), problem=_problem(values, where))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -238,20 +255,13 @@ def _problem(values: Mapping[str, Any], where: str) -> str:
     return known
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+def config_to_hf(config: ModelConfig | WordConfig) -> dict[str, Any]:
     """The `config.json` from which transformers rebuilds the model, as far as it can express it."""
-    family = FAMILIES[config.family]
-    keys = _DISTILBERT_KEYS if config.family == "distilbert" else {}
+    word = isinstance(config, WordConfig)
+    architecture = "Words" if word else FAMILIES[config.family].architecture
     head = _HEADS[config.problem] if config.num_labels else "Model"
-    values: dict[str, Any] = {"architectures": [family.architecture + head], "model_type": config.family}
-    for field in _COMMON_FIELDS:
-        if field in _OWN_FIELDS and not getattr(config, field):
-            continue
-        if field == "max_relative_position" and not config.use_relative_positions:
-            continue
-        values[keys.get(field, field)] = getattr(config, field)
-    if config.family == "electra":
-        values["embedding_size"] = config.embedding_size
+    values: dict[str, Any] = {"architectures": [architecture + head], "model_type": config.family}
+    values |= _word_fields(config) if word else _encoder_fields(config)
     if config.num_labels:
         values["id2label"] = {str(index): name for index, name in enumerate(config.labels)}
         values["label2id"] = {name: index for index, name in enumerate(config.labels)}
@@ -260,15 +270,38 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def transformers_can_express(config: ModelConfig) -> bool:
+def _word_fields(config: WordConfig) -> dict[str, Any]:
+    values = dataclasses.asdict(config)
+    return {name: value for name, value in values.items() if name not in ("family", *_HEAD_FIELDS)}
+
+
+def _encoder_fields(config: ModelConfig) -> dict[str, Any]:
+    keys = _DISTILBERT_KEYS if config.family == "distilbert" else {}
+    values = {}
+    for field in _COMMON_FIELDS:
+        if field in _OWN_FIELDS and not getattr(config, field):
+            continue
+        if field == "max_relative_position" and not config.use_relative_positions:
+            continue
+        values[keys.get(field, field)] = getattr(config, field)
+    if config.family == "electra":
+        values["embedding_size"] = config.embedding_size
+    return values
+
+
+def transformers_can_express(config: ModelConfig | WordConfig) -> bool:
     """Whether transformers' model of the architecture named by `config_to_hf(config)` is the same network."""
+    if isinstance(config, WordConfig):
+        return False
     plain_heads = config.attention_head_size * config.num_attention_heads == config.hidden_size
     uneven = config.num_attention_heads_per_layer or config.intermediate_size_per_layer
     return plain_heads and not uneven and not config.use_relative_positions and not config.relu_before_classifier
 
 
-def hf_names(config: ModelConfig, paths: list[str]) -> dict[str, str]:
-    """Our parameter paths and their names in a Hugging Face file, with the family's prefix."""
+def hf_names(config: ModelConfig | WordConfig, paths: list[str]) -> dict[str, str]:
+    """Our parameter paths and their names in a file: with the family's prefix, or, on word vectors, the paths."""
+    if isinstance(config, WordConfig):
+        return {path: path for path in paths}
     family = FAMILIES[config.family]
     heads = dict(family.mlm)
     if config.problem == TOKEN:
@@ -296,7 +329,7 @@ def _leaf(leaf: str) -> str:
     return {".gamma": ".weight", ".beta": ".bias"}.get(leaf, leaf)
 
 
-def match_names(config: ModelConfig, names: list[str], paths: list[str], where: str) -> dict[str, str]:
+def match_names(config: ModelConfig | WordConfig, names: list[str], paths: list[str], where: str) -> dict[str, str]:
     """Find each of our paths among the tensor names of a file, with or without the family's prefix.
 
     Returns:
@@ -305,24 +338,30 @@ def match_names(config: ModelConfig, names: list[str], paths: list[str], where: 
     Raises:
         UserError: the file holds tensors that nothing explains.
     """
-    family = FAMILIES[config.family]
+    prefix, unused = "", r"classifier\..*"
+    if isinstance(config, ModelConfig):
+        prefix, unused = FAMILIES[config.family].prefix, _unused(FAMILIES[config.family])
     # Checkpoints converted from TensorFlow call layer norm's weights gamma and beta.
     canonical = {re.sub(r"(LayerNorm|layer_norm)\.(gamma|beta)$", _modern_norm, name): name for name in names}
     found = {}
     for path, name in hf_names(config, paths).items():
-        for candidate in (name, name.removeprefix(family.prefix), family.prefix + name):
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
             if candidate in canonical:
                 found[path] = canonical[candidate]
                 break
     unexplained = sorted(set(names) - set(found.values()))
-    allowed = re.compile(rf"(.*position_ids|{family.unused}|(bert\.)?pooler\.|classifier\.|pre_classifier\.).*")
-    unexplained = [name for name in unexplained if not allowed.fullmatch(name)]
+    unexplained = [name for name in unexplained if not re.fullmatch(unused, name)]
     if unexplained:
         raise UserError(
-            f"{where}: {len(unexplained)} tensors have no place in a {config.num_hidden_layers}-layer {config.family} "
-            f"model: {', '.join(unexplained[:4])}{' ...' if len(unexplained) > 4 else ''}; check config.json beside it"
+            f"{where}: {len(unexplained)} tensors have no place in a model of this shape ({config.summary}): "
+            f"{', '.join(unexplained[:4])}{' ...' if len(unexplained) > 4 else ''}; check config.json beside it"
         )
     return found
+
+
+def _unused(family: Family) -> str:
+    """A pattern of the tensors that a file of the family may hold and we do not always read."""
+    return rf"(.*position_ids|{family.unused}|(bert\.)?pooler\.|classifier\.|pre_classifier\.).*"
 
 
 def _modern_norm(match: re.Match[str]) -> str:

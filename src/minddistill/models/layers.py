@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from .. import native
+from .config import LEAK
 
 _SQRT_HALF = 1.0 / math.sqrt(2.0)
 _NORMAL_DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
@@ -77,6 +78,13 @@ class Relu(nn.Cell):
         return ops.relu(x)
 
 
+class LeakyRelu(nn.Cell):
+    """Rectified linear unit with a small slope below 0."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.maximum(x, x * LEAK)
+
+
 # The names of Hugging Face's configurations; "gelu" is the exact form everywhere.
 ACTIVATIONS = {
     "gelu": Gelu,
@@ -84,6 +92,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": nn.GELU,
     "tanh": Tanh,
     "relu": Relu,
+    "leaky_relu": LeakyRelu,
 }
 
 

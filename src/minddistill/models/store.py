@@ -28,8 +28,9 @@ from ..files import (
     write_text,
 )
 from . import hub, zoo
-from .config import ModelConfig
+from .config import ModelConfig, WordConfig
 from .heads import TextModel
+from .words import WordModel
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -53,7 +54,7 @@ class Weights:
     stands for a teacher whose outputs are in a cache.
     """
 
-    config: ModelConfig
+    config: ModelConfig | WordConfig
     values: dict[str, np.ndarray]
     source: Path
     fit: dict[str, np.ndarray] = field(default_factory=dict)
@@ -107,6 +108,18 @@ def read_weights(path: str | Path, heads: int = 12) -> Weights:
     raise UserError(f"{path}: unknown kind of file; expected a model directory, .safetensors or .ckpt")
 
 
+def read_encoder(path: str | Path, heads: int = 12) -> Weights:
+    """As `read_weights`, of a model with layers and attention.
+
+    Raises:
+        UserError: as `read_weights`, or it is a model on word vectors.
+    """
+    weights = read_weights(path, heads)
+    if isinstance(weights.config, WordConfig):
+        raise UserError(f"{path}: a {weights.config.family}, which has no encoder layers; expected a BERT-like model")
+    return weights
+
+
 def _read_directory(directory: Path, files: list[Path]) -> Weights:
     refuse_foreign_links(directory)
     config = _config(directory)
@@ -127,41 +140,47 @@ def _read_directory(directory: Path, files: list[Path]) -> Weights:
     for path, value in values.items():
         if value.dtype != np.float32:
             raise UserError(f"{files[0]}: tensor {probe[path]} is {value.dtype}; expected floating point; save it anew")
-    if "pooler.weight" not in values:
+    if "pooler.weight" not in values and isinstance(config, ModelConfig):
         config = config.with_(pooler=bool(config.labels))
     return Weights(config, values, directory, fit)
 
 
-def _config(directory: Path) -> ModelConfig:
+def _config(directory: Path) -> ModelConfig | WordConfig:
     path = directory / "config.json"
     return hub.config_from_hf(read_object(path, "the configuration of a model directory"), str(path))
 
 
-def _check_sizes(config: ModelConfig, values: Mapping[str, np.ndarray], file: Path) -> None:
+def _check_sizes(config: ModelConfig | WordConfig, values: Mapping[str, np.ndarray], file: Path) -> None:
     """See that a file holds arrays of the sizes that its configuration names, before any of such a size is made.
 
     Raises:
         UserError: names the array and both sizes.
     """
-    heads = config.layer_heads[-1] * config.attention_head_size
-    last = f"encoder.layers.{config.num_hidden_layers - 1}"
-    wanted = {
-        "encoder.embeddings.word": (config.vocab_size, config.embedding_size),
-        "encoder.embeddings.position": (config.max_position_embeddings, config.embedding_size),
-        "encoder.embeddings.segment": (config.type_vocab_size, config.embedding_size),
-        f"{last}.query.weight": (heads, config.hidden_size),
-        f"{last}.intermediate.weight": (config.layer_widths[-1], config.hidden_size),
-    }
-    if config.num_labels:
-        wanted["classifier.weight"] = (config.num_labels, config.hidden_size)
+    last = "" if isinstance(config, WordConfig) else f"encoder.layers.{config.num_hidden_layers - 1}."
+    wanted = _encoder_sizes(config, last) if last else config.shapes()
     for path, shape in wanted.items():
-        if path.startswith(last) and path not in values:
+        if last and path.startswith(last) and path not in values:
             raise UserError(f"{file}: no layer {config.num_hidden_layers - 1}, though config.json says there is one")
         if path in values and values[path].shape != shape:
             raise UserError(
                 f"{file}: weights do not fit the model: {path} is {values[path].shape}, config.json says {shape}; "
                 "check that the configuration and the weights belong together"
             )
+
+
+def _encoder_sizes(config: ModelConfig, last: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of an encoder's embeddings, last layer (the beginning of its paths) and classifier."""
+    heads = config.layer_heads[-1] * config.attention_head_size
+    wanted = {
+        "encoder.embeddings.word": (config.vocab_size, config.embedding_size),
+        "encoder.embeddings.position": (config.max_position_embeddings, config.embedding_size),
+        "encoder.embeddings.segment": (config.type_vocab_size, config.embedding_size),
+        f"{last}query.weight": (heads, config.hidden_size),
+        f"{last}intermediate.weight": (config.layer_widths[-1], config.hidden_size),
+    }
+    if config.num_labels:
+        wanted["classifier.weight"] = (config.num_labels, config.hidden_size)
+    return wanted
 
 
 def _read_ckpt(path: Path, heads: int) -> Weights:
@@ -177,8 +196,10 @@ def _read_ckpt(path: Path, heads: int) -> Weights:
     return Weights(config, values, path, fit)
 
 
-def _paths(config: ModelConfig, mlm: str) -> list[str]:
+def _paths(config: ModelConfig | WordConfig, mlm: str) -> list[str]:
     """Parameter paths of a model without building its arrays: one narrow layer stands for all."""
+    if isinstance(config, WordConfig):
+        return list(config.shapes())
     width = 2
     probe = config.with_(
         num_hidden_layers=1,
@@ -201,14 +222,14 @@ def _paths(config: ModelConfig, mlm: str) -> list[str]:
 
 def build(
     weights: Weights,
-    config: ModelConfig | None = None,
+    config: ModelConfig | WordConfig | None = None,
     *,
     seed: int = 0,
     compute_type: ms.Type = ms.float32,
     dtype: ms.Type = ms.float32,
     may_miss: Iterable[str] = (),
     mlm: bool = False,
-) -> TextModel:
+) -> TextModel | WordModel:
     """Build the cell of `config` (the weights' own by default) and load the weights strictly.
 
     Args:
@@ -222,7 +243,23 @@ def build(
     if weights.outline:
         raise UserError(f"{weights.source}: the outline of a teacher, without its weights; they are needed here")
     config = config or weights.config
-    values = dict(weights.values)
+    if isinstance(config, WordConfig):
+        wanted = config.shapes()
+        values = {path: value for path, value in weights.values.items() if path in wanted}
+        model = WordModel(config, seed, compute_type, dtype)
+    else:
+        values, head = _encoder_values(weights.values, config, mlm)
+        model = TextModel(config, seed, compute_type, dtype, head)
+    missing = params.assign(model, values, str(weights.source), may_miss)
+    params.initialise(model, seed, config.initializer_range, only=missing)
+    return model
+
+
+def _encoder_values(
+    given: Mapping[str, np.ndarray], config: ModelConfig, mlm: bool
+) -> tuple[dict[str, np.ndarray], str]:
+    """What an encoder of `config` takes of the arrays that were read, and its masked-LM head: "", tied or untied."""
+    values = dict(given)
     head = ""
     if mlm:
         decoder = values.get("mlm.decoder")
@@ -239,32 +276,32 @@ def build(
         drop.append("encoder.embeddings.position")
     for path in drop:
         values.pop(path, None)
-    model = TextModel(config, seed, compute_type, dtype, head)
-    missing = params.assign(model, values, str(weights.source), may_miss)
-    params.initialise(model, seed, config.initializer_range, only=missing)
-    return model
+    return values, head
 
 
 def new(
-    config: ModelConfig,
+    config: ModelConfig | WordConfig,
     seed: int,
     compute_type: ms.Type = ms.float32,
     dtype: ms.Type = ms.float32,
     mlm: bool = False,
-) -> TextModel:
+) -> TextModel | WordModel:
     """A model with random weights: matrices from a truncated normal of `config.initializer_range`, biases zero.
 
     Args:
         mlm: with a masked-LM head, tied to the word embedding.
     """
-    model = TextModel(config, seed, compute_type, dtype, "tied" if mlm else "")
+    if isinstance(config, WordConfig):
+        model = WordModel(config, seed, compute_type, dtype)
+    else:
+        model = TextModel(config, seed, compute_type, dtype, "tied" if mlm else "")
     params.initialise(model, seed, config.initializer_range)
     return model
 
 
 def save(
     directory: Path,
-    model: TextModel,
+    model: TextModel | WordModel,
     *,
     tokenizer_from: Path | None,
     command: str,
@@ -327,7 +364,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def describe(directory: Path, name: str, config: ModelConfig, record: Mapping[str, Any]) -> None:
+def describe(directory: Path, name: str, config: ModelConfig | WordConfig, record: Mapping[str, Any]) -> None:
     """Write what stands beside a model's weights: `config.json`, `minddistill.json` (the record) and its card."""
     write_json(directory / "config.json", hub.config_to_hf(config))
     write_json(directory / RECORD_FILE, record)
@@ -340,12 +377,11 @@ def read_record(directory: Path) -> dict[str, Any]:
     return read_object(path, "what made the model") if path.is_file() else {}
 
 
-def _card(name: str, config: ModelConfig, record: Mapping[str, Any]) -> str:
+def _card(name: str, config: ModelConfig | WordConfig, record: Mapping[str, Any]) -> str:
     lines = [
         f"# {name}",
         "",
-        f"A {config.family} model of {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
-        f"{record['parameters'] / 1e6:.2f} M parameters, made by `{record['command']}` of MindDistill {record['minddistill']}.",
+        f"{config.summary}, {record['parameters'] / 1e6:.2f} M parameters, made by `{record['command']}` of MindDistill {record['minddistill']}.",
         "",
     ]
     if config.labels:

@@ -16,7 +16,7 @@ from ..config import flag, parse
 from ..data import augment, records
 from ..data.glove import read_vectors
 from ..data.speech import Tagger
-from ..data.tasks import Example, Task, label_table, read_examples
+from ..data.tasks import SHARD_ENDING, Example, Task, label_table, read_examples, text_lines, write_examples
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
 from ..files import checksum, model_path, require_directory
@@ -25,6 +25,7 @@ from ..workers import worker_pool
 from . import prepare_task
 from .resume import begin_records
 
+_TEXT = "jsonl"  # the --dataset_type of text
 _ROWS_A_SHARD = 2_000  # of the original text
 _ROWS_A_CHUNK = 256
 _LENGTHS = (16, 32, 64, 128, 256, 512)  # to which the masked-LM model's sentences are padded
@@ -32,7 +33,7 @@ _LENGTHS = (16, 32, 64, 128, 256, 512)  # to which the masked-LM model's sentenc
 
 @dataclass
 class Config(prepare_task.Config):
-    """Text in, augmented records out."""
+    """Text in, augmented records out; or text, with `--dataset_type jsonl`."""
 
     method: Literal["tinybert", "mask", "both"] = flag(
         "tinybert", "tinybert (likely and near words), mask (masks and n-grams), or both"
@@ -88,9 +89,11 @@ def run(config: Config) -> dict[str, Any]:
         print(f"{config.split}: finished before, {finished['rows']} rows in {directory}")
         return finished
     count = -(-len(examples) // _ROWS_A_SHARD)
+    text = config.dataset_type == _TEXT
+    ending = SHARD_ENDING if text else records.SUFFIXES[config.dataset_type][0]
     shards = [
         _Shard(
-            directory / f"{config.split}-{i:05d}-of-{count:05d}.tfrecord",
+            directory / f"{config.split}-{i:05d}-of-{count:05d}{ending}",
             i,
             start,
             examples[start : start + _ROWS_A_SHARD],
@@ -104,7 +107,8 @@ def run(config: Config) -> dict[str, Any]:
         for shard in _written(missing, make, config.workers or os.cpu_count() or 1):
             last = shard.start + len(shard.examples)
             print(f"{config.split}: rows {shard.start + 1} to {last} of {len(examples)} augmented", flush=True)
-    written = sum(sum(1 for _ in records.tfrecord_payloads(path, verify=False)) for path in [s.path for s in shards])
+    rows_of = text_lines if text else partial(records.tfrecord_payloads, verify=False)
+    written = sum(1 for shard in shards for _ in rows_of(shard.path))
     meta = prepare_task.description(task, tokenizer, length) | {
         "split": config.split,
         "labels": list(table.values()),
@@ -115,14 +119,15 @@ def run(config: Config) -> dict[str, Any]:
         "augmented_from": len(examples),
         "plan": plan,
     }
-    records.finish_directory(directory, prepare_task.schema(task, len(table), length, written), meta)
+    schema = None if text else prepare_task.schema(task, len(table), length, written)
+    records.finish_directory(directory, schema, meta)
     print(f"{config.split}: {written} rows from {len(examples)} of {source} in {directory}")
     return meta
 
 
 def _check(config: Config) -> None:
-    if config.dataset_type != "tfrecord":
-        raise UserError(f"--dataset_type {config.dataset_type}: augmented rows are written as tfrecord")
+    if config.dataset_type not in ("tfrecord", _TEXT):
+        raise UserError(f"--dataset_type {config.dataset_type}: expected tfrecord, or {_TEXT} for text")
     if not config.output_dir:
         raise UserError("--output_dir is empty; expected the directory to write records to")
     if config.method != "mask" and not (config.mlm or config.glove):
@@ -220,6 +225,9 @@ class _Source:
         """Write a shard; what is drawn depends on the seed and the shard alone."""
         generator = np.random.Generator(np.random.Philox(key=[self.config.seed, shard.index]))
         made, place = self.rows(shard.examples, generator), f"{self.source}: row {shard.start + 1} or later"
+        if self.config.dataset_type == _TEXT:
+            write_examples(shard.path, ((example, {}) for example in made), self.task)
+            return
         rows = prepare_task.encoded(made, self.tokenizer, self.task, self.table, self.length, lambda _: place)
         records.write_tfrecord(shard.path, rows, frozenset(["label_ids"] if self.task.problem == REGRESSION else []))
 
@@ -286,7 +294,7 @@ class _Mlm:
         from ..models import heads, store
 
         runtime.start("")
-        weights = store.read_weights(config.mlm)
+        weights = store.read_encoder(config.mlm)
         shape = weights.config.with_(labels=(), problem=SINGLE, pooler=False)
         self.tokenizer = load_tokenizer(weights.directory)
         self.longest = min(shape.max_position_embeddings, _LENGTHS[-1])
@@ -374,11 +382,7 @@ class _Judge:
             raise UserError(
                 f"--teacher {self.path}: knows {', '.join(self.pipeline.labels)}; the rows have {min(unknown)!r}"
             )
-        texts = [
-            example.text if example.text_pair is None else {"text": example.text, "text_pair": example.text_pair}
-            for rows in drawn
-            for example in rows
-        ]
+        texts = [example.given for rows in drawn for example in rows]
         scores = iter(self.pipeline.scores(texts) if texts else ())
         places = [self.pipeline.labels.index(label) for label in labels]
         return [

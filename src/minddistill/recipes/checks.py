@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import native
 from ..errors import UserError
-from ..models.config import ModelConfig
+from ..models.config import ModelConfig, WordConfig
 from ..train.log import RunLog
 
 _GB = 1e9
@@ -36,7 +36,7 @@ class Load:
     """
 
     trained: int
-    model: ModelConfig
+    model: ModelConfig | WordConfig
     teacher: ModelConfig | None
     teacher_parameters: int
     matched: int
@@ -53,9 +53,10 @@ class Load:
 
     def _values(self, length: int) -> int:
         """Numbers kept of one token of a batch of this length."""
-        found = sum(_layers(config, length) for config in (self.model, self.teacher) if config is not None)
-        scores = self.model.num_attention_heads * length
-        return found + self.matched * (8 * scores + 6 * self.model.hidden_size)
+        found = sum(config.values(length) for config in (self.model, self.teacher) if config is not None)
+        if not self.matched:
+            return found
+        return found + self.matched * (8 * self.model.num_attention_heads * length + 6 * self.model.hidden_size)
 
     def disk(self, directory: Path) -> dict[Path, int]:
         """Bytes by directory: optimiser states and the one being written, two model directories and the one likewise."""
@@ -64,11 +65,6 @@ class Load:
         for place, size in self.cache.items():
             needs[place] = needs.get(place, 0) + size
         return needs
-
-
-def _layers(config: ModelConfig, length: int) -> int:
-    wide = 6 * config.hidden_size + 2 * config.intermediate_size
-    return config.num_hidden_layers * (wide + 4 * config.num_attention_heads * length)
 
 
 def check_load(load: Load, directory: Path, device: str, log: RunLog) -> None:

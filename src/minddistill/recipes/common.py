@@ -22,7 +22,7 @@ from ..evaluation.evaluate import Truth, predict, write_predictions
 from ..export.arrays import read_arrays
 from ..export.session import ONNX_FILE
 from ..models import store
-from ..models.config import ModelConfig
+from ..models.config import ModelConfig, WordConfig
 from ..models.heads import TextModel, predict_function
 from ..problems import MULTI, REGRESSION, SINGLE, TOKEN
 from ..train.log import RunLog
@@ -33,7 +33,7 @@ EVAL_BATCH = 64
 def read_checked(
     directory: str,
     flag_name: str,
-    config: ModelConfig,
+    config: ModelConfig | WordConfig,
     tokenizer_dir: Path | None,
     task: str = "",
     log: RunLog | None = None,
@@ -80,7 +80,7 @@ def _check_description(rows: Rows, directory: str, task: str) -> None:
         raise UserError(f"--task_name {task}: the records in {directory} are of {made_for}")
 
 
-def check_vocabulary(rows: Rows, config: ModelConfig, tokenizer_dir: Path | None) -> None:
+def check_vocabulary(rows: Rows, config: ModelConfig | WordConfig, tokenizer_dir: Path | None) -> None:
     """See that a model can read the rows, and that its tokenizer made them.
 
     Raises:
@@ -119,13 +119,25 @@ def masking(weights: store.Weights, probability: float, log: RunLog) -> dict[str
     return {"mask": mask, "special": special, "vocabulary": weights.config.vocab_size, "probability": probability}
 
 
+def head_fields(
+    config: ModelConfig | WordConfig, labels: Sequence[str], problem: str, relu_before_classifier: bool
+) -> dict[str, Any]:
+    """What a configuration is changed in to have a classifier of these labels.
+
+    Raises:
+        UserError: a model on word vectors is to have a ReLU before it.
+    """
+    head = {"labels": tuple(labels), "problem": problem}
+    if isinstance(config, ModelConfig):
+        return head | {"relu_before_classifier": relu_before_classifier, "pooler": True}
+    if relu_before_classifier:
+        raise UserError(f"--relu_before_classifier true: a {config.family} has no pooler whose output it would rectify")
+    return head
+
+
 def described(weights: store.Weights) -> str:
     """A model in a line."""
-    shape = weights.config
-    return (
-        f"{weights.source}: {shape.family}, {shape.num_hidden_layers} layers of width {shape.hidden_size}, "
-        f"{shape.num_attention_heads} heads"
-    )
+    return f"{weights.source}: {weights.config.summary}"
 
 
 def described_rows(rows: Rows) -> str:

@@ -69,7 +69,7 @@ def model_table(models: Sequence[Measured], extra: Mapping[str, Sequence[float]]
         row += [model.parameters, model.megabytes] + ([_ratio(first.megabytes, model.megabytes)] if several else [])
         row += [values[index] for values in (extra or {}).values()]
         shape = ("num_hidden_layers", "hidden_size", "num_attention_heads")
-        row += [getattr(model.config, name) if model.config else None for name in shape]
+        row += [getattr(model.config, name, None) for name in shape]
         rows.append([*row, model.path])
     return Table(columns, rows)
 

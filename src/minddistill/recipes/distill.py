@@ -15,6 +15,7 @@ from ..distill.layer_map import LayerMap
 from ..distill.objectives import AttentionScores, FitDense, HiddenStates, Same, Weighted, logits
 from ..errors import UserError
 from ..models.config import ModelConfig
+from ..models.words import WordModel
 from . import common, report, task_distill
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
 from .stage import Stage, Work, open_run, run_stage
@@ -26,7 +27,9 @@ class Config:
     """Distillation."""
 
     load_teacher_ckpt_path: str = flag(
-        "", "the fine-tuned teacher: model directory or .ckpt; of several, with commas, the mean logits"
+        "",
+        "the fine-tuned teacher: model directory or .ckpt; of several, with commas, the mean logits; empty where the records "
+        "carry a teacher's logits (minddistill label)",
     )
     load_gd_ckpt_path: str = flag("", "what the student starts from: model directory or .ckpt; else as --student says")
     train_data_dir: str = flag("", "record directory to train on")
@@ -62,6 +65,7 @@ class Learning(OptimFlags):
         "ends", "hidden states: embeddings and last layer, or all of the layer map"
     )
     att_loss_ratio: float = flag(0.0, "weight of the squared errors of attention scores, layer by layer of the map")
+    freeze_embeddings: bool = flag(False, "keep the student's word embedding as it is")
     eval_steps: int = flag(0, "steps between evaluations besides each epoch's end; 0 for none")
     teacher_cache: str = flag(
         "auto", "teacher's outputs on disk: auto (for this run, where it pays), off, or a directory that is kept"
@@ -144,37 +148,28 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
     Raises:
         UserError: student and teachers do not go together.
     """
-    weights, origin = task_distill.first_weights(job)
-    with job.log.check("student") as found:
-        wanted = job.student.config(job.teacher.config) if weights is None else weights.config
-        wanted = wanted.with_(**job.head)
-        found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}, from {origin}")
+    weights, origin, wanted = task_distill.starting_point(job)
     pairs = _matched(job, learning, wanted)
     carried = {} if weights is None else weights.fit
     fit = _projection(job, learning, wanted, pairs, carried)
     objective_of(job, learning, pairs or LayerMap((), ()), fit)  # refuses weights that do not go together
     job.check_load(wanted, wanted.parameters + params.count(fit), pairs)
-    dev = job.dev
 
     def build() -> Work:
         student = task_distill.first_student(job, weights, wanted)
+        if learning.freeze_embeddings:
+            embeddings = student.embeddings if isinstance(student, WordModel) else student.encoder.embeddings
+            embeddings.word.requires_grad = False
         job.log.line(f"The student starts from {origin}")
         teachers = job.built_teachers()
         job.check(teachers)
         source, columns = job.taught(pairs, teachers)
         kept = LayerMap((), ()) if pairs is None else pairs.kept() if columns else pairs
-        evaluator = None if dev is None else common.Evaluator(student, dev, common.eval_buckets(job.buckets, dev))
-
-        def save(name: str, found: Mapping[str, float]) -> Path:
-            if name == "best" and evaluator is not None:
-                evaluator.write(job.directory / report.BEST_PREDICTIONS)
-            arrays = common.fit_arrays(fit)
-            return task_distill.save_model(
-                job, student, job.directory / name, "minddistill distill", origin, found, arrays
-            )
-
+        evaluate, save = task_distill.judged(
+            job, student, job.directory, "minddistill distill", origin, lambda: common.fit_arrays(fit)
+        )
         cell = Distiller(student, source, objective_of(job, learning, kept, fit))
-        return Work(cell, job.loader(columns), save, evaluator and evaluator.metrics)
+        return Work(cell, job.loader(columns), save, evaluate)
 
     start = weights is not None and job.config.load_gd_ckpt_path
     return Stage(
@@ -185,8 +180,8 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
         optim=learning.optim(),
         content={
             **job.content,
+            **job.judges,
             "load_gd_ckpt_path": {"weights": weights.fingerprint()} if start else {},
-            "eval_data_dir": {} if dev is None else dev.files,
         },
         eval_steps=learning.eval_steps,
         patience=config.patience,

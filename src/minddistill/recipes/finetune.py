@@ -27,7 +27,7 @@ from .stage import Stage, Work, open_run, run_stage
 class Config:
     """Fine-tuning."""
 
-    model: str = flag("", "model directory or .ckpt of a pretrained encoder")
+    model: str = flag("", "model directory or .ckpt of a pretrained encoder, or of a student on word vectors")
     train_data_dir: str = flag("", "record directory to train on")
     eval_data_dir: str = flag("", "record directory that selects the best model; empty keeps the last")
     schema_dir: str = flag("", "schema file, where the record directories have none")
@@ -88,12 +88,8 @@ def prepare(
             names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
         train.check_classes(len(names), learnt=True)
         found("a number" if problem == REGRESSION else ", ".join(names))
-    model_config = weights.config.with_(
-        labels=tuple(names),
-        problem=problem,
-        pooler=True,
-        relu_before_classifier=config.relu_before_classifier,
-    )
+    head = common.head_fields(weights.config, names, problem, config.relu_before_classifier)
+    model_config = weights.config.with_(**head)
     buckets = common.buckets_for(step_flags.buckets, train, fixed=False)
     load = Load(
         model_config.parameters, model_config, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {}

@@ -107,6 +107,11 @@ class StudentFlags:
         "masked", "average over real positions, or over the padded block as the original does (fixed length only)"
     )
 
+    @property
+    def heads(self) -> int:
+        """Attention heads, as far as these flags tell."""
+        return self.num_attention_heads or preset(self.student).num_attention_heads
+
     def config(self, teacher: ModelConfig) -> ModelConfig:
         """The student's configuration; vocabulary and padding are the teacher's, depth that of `init_from_teacher`."""
         base = preset(self.student)

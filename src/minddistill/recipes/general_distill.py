@@ -122,7 +122,7 @@ def prepare(
     if not config.load_teacher_ckpt_path:
         raise UserError("--load_teacher_ckpt_path is empty; expected the pretrained teacher's directory or .ckpt")
     with log.check("teacher") as found:
-        weights = store.read_weights(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
+        weights = store.read_encoder(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
         found(common.described(weights))
         if masked and "mlm.bias" not in weights.values:
             raise UserError(f"{weights.source}: has no masked-LM head; minddistill pretrain-mlm trains one")

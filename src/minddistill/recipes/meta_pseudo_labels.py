@@ -20,7 +20,6 @@ from ..distill.meta import Feedback, LabelledLoss, PseudoLabels, TeacherLoss
 from ..distill.objectives import Labels, LogitSquares, Weighted
 from ..errors import UserError
 from ..models import store
-from ..models.heads import TextModel
 from ..problems import SINGLE
 from ..train.checkpoint import TrainState
 from ..train.optim import OptimConfig, build_optimizer
@@ -33,6 +32,7 @@ from .task_distill import Job
 # Flags of `StudentFlags` that say how layers are compared.
 _LAYERS = ("layer_map", "fit_dense", "loss_mode")
 _PREFIX = "labelled_"
+_COMMAND = "minddistill meta-pseudo-labels"
 
 
 @dataclass
@@ -121,19 +121,15 @@ class Tutor:
         """The student's step, and the teacher's behind it once the student is warm."""
 
         def run(batch: dict[str, Tensor], last: bool = True) -> tuple:
-            labelled = {n.removeprefix(_PREFIX): value for n, value in batch.items() if n.startswith(_PREFIX)}
+            labelled = {name.removeprefix(_PREFIX): value for name, value in batch.items() if name.startswith(_PREFIX)}
             plain = {name: value for name, value in batch.items() if not name.startswith(_PREFIX)}
             if state.step < self.warmup:
                 return step(plain, last)
             if self.feedback is None:
                 loss, terms, overflow, used = step(plain, last)
                 _, learnt, skipped, _ = self.step(labelled)
-                return (
-                    loss,
-                    terms | {f"teacher_{n}": term for n, term in learnt.items()},
-                    ops.logical_or(overflow, skipped),
-                    used,
-                )
+                terms |= {f"teacher_{name}": term for name, term in learnt.items()}
+                return loss, terms, ops.logical_or(overflow, skipped), used
             before = self.loss(ms.mutable(labelled))
             loss, terms, overflow, used = step(plain, last)
             h, rest = self.feedback(before, self.loss(ms.mutable(labelled)))
@@ -224,11 +220,7 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
     Raises:
         UserError: student and teacher do not go together.
     """
-    weights, origin = task_distill.first_weights(job)
-    with job.log.check("student") as found:
-        wanted = job.student.config(job.teacher.config) if weights is None else weights.config
-        wanted = wanted.with_(**job.head)
-        found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}, from {origin}")
+    weights, origin, wanted = task_distill.starting_point(job)
     job.check_load(wanted, wanted.parameters + job.teacher.config.parameters, None)
     directory = job.directory / "meta" if config.finetune_epoch_size else job.directory
 
@@ -241,7 +233,8 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
         options = {"buckets": job.buckets, "seed": job.run.seed, "shuffle": config.do_shuffle}
         batches = PairedLoader(unlabelled, Loader(job.train, job.step.batch_size, **options), **options)
         cell = Distiller(student, teacher, LogitSquares() if config.compat else PseudoLabels())
-        total = min(len(batches) * config.epoch_size, config.train_steps or len(batches) * config.epoch_size)
+        total = len(batches) * config.epoch_size
+        total = min(total, config.train_steps or total)
         tutor = Tutor(
             student,
             teacher,
@@ -253,16 +246,14 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
             max(total - learning.mpl_warmup_steps, 1),
             learning.mpl_warmup_steps,
         )
-        evaluator, save = _judged(job, student, directory, "minddistill meta-pseudo-labels", origin)
+        evaluate, save = task_distill.judged(job, student, directory, _COMMAND, origin)
 
         def save_both(name: str, found: Mapping[str, float]) -> Path:
             if name == "last":
-                task_distill.save_model(
-                    job, teacher, directory / "teacher", "minddistill meta-pseudo-labels (teacher)", origin, {}, {}
-                )
+                task_distill.save_model(job, teacher, directory / "teacher", f"{_COMMAND} (teacher)", origin, {}, {})
             return save(name, found)
 
-        return Work(cell, batches, save_both, evaluator and evaluator.metrics, companion=tutor)
+        return Work(cell, batches, save_both, evaluate, companion=tutor)
 
     return _stage(
         job,
@@ -302,15 +293,13 @@ def examine(
 
 
 def finetune_stage(job: Job, config: Config, learning: Learning, first: Path) -> Stage:
-    """The student on the labelled rows, as in the paper (section 3.2), which taught its teacher only."""
+    """The student on the labelled rows, as in the paper: until then they have taught its teacher only."""
     weights = store.read_weights(first)
 
     def build() -> Work:
         student = job.build(weights, weights.config)
-        evaluator, save = _judged(
-            job, student, job.directory, "minddistill meta-pseudo-labels (fine-tuning)", str(first)
-        )
-        return Work(Distiller(student, None, Labels()), job.loader(), save, evaluator and evaluator.metrics)
+        evaluate, save = task_distill.judged(job, student, job.directory, f"{_COMMAND} (fine-tuning)", str(first))
+        return Work(Distiller(student, None, Labels()), job.loader(), save, evaluate)
 
     return _stage(
         job,
@@ -325,24 +314,8 @@ def finetune_stage(job: Job, config: Config, learning: Learning, first: Path) ->
     )
 
 
-def _judged(
-    job: Job, student: TextModel, directory: Path, command: str, origin: str
-) -> tuple[common.Evaluator | None, Callable[[str, Mapping[str, float]], Path]]:
-    """What measures a student on the dev rows, where there are some, and what saves it."""
-    dev = job.dev
-    evaluator = None if dev is None else common.Evaluator(student, dev, common.eval_buckets(job.buckets, dev))
-
-    def save(name: str, found: Mapping[str, float]) -> Path:
-        if name == "best" and evaluator is not None:
-            evaluator.write(job.directory / report.BEST_PREDICTIONS)
-        return task_distill.save_model(job, student, directory / name, command, origin, found, {})
-
-    return evaluator, save
-
-
 def _stage(job: Job, groups: list[Any], content: Mapping[str, Mapping[str, str]], **options: Any) -> Stage:
-    read = {**job.content, **content, "eval_data_dir": {} if job.dev is None else job.dev.files}
-    return Stage(content=read, **options, **job.shared | {"groups": groups})
+    return Stage(content={**job.content, **job.judges, **content}, **options, **job.shared | {"groups": groups})
 
 
 GROUPS = [Config, Learning, StudentFlags, RunFlags, StepFlags]

@@ -93,7 +93,7 @@ def _attention(config: Config) -> dict[str, Figure]:
     if not config.text:
         raise UserError("--text is empty; expected the sentence whose attention is drawn")
     runtime.start()
-    teacher, student = (store.read_weights(path) for path in _named(config, 2, "teacher and student").values())
+    teacher, student = (store.read_encoder(path) for path in _named(config, 2, "teacher and student").values())
     depths = [weights.config.num_hidden_layers for weights in (student, teacher)]
     layers = layer_map(config.layer_map, *depths).attention
     encoding = load_tokenizer(teacher.directory).encode(config.text)

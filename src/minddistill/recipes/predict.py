@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from .. import pipeline
 from ..config import flag, parse, words
-from ..data.tasks import CUSTOM, Task, decoded, read_examples, text_lines
+from ..data.tasks import CUSTOM, Task, decoded, plain_examples, read_examples, text_lines
 from ..errors import UserError
 from ..export.pipeline import Pipeline, Text
 from ..files import whole_file
@@ -117,17 +117,10 @@ def _texts(config: Config) -> Iterator[Text]:
     if path.suffix.lower() in (".tsv", ".csv", ".jsonl", ".json"):
         task = Task(CUSTOM, text=config.text_column, text_pair=config.text_pair_column or None)
         examples = read_examples(path, task, "test", labelled=False)
-        return (e.text if e.text_pair is None else {"text": e.text, "text_pair": e.text_pair} for e in examples)
-    lines = text_lines(path) if config.file else decoded(sys.stdin.buffer, "standard input")
-    where = config.file or "standard input"
-    return (_pair(line, f"{where}:{number}") if config.pairs else line for number, line in lines)
-
-
-def _pair(line: str, where: str) -> Text:
-    parts = line.split("\t")
-    if len(parts) != 2:
-        raise UserError(f"{where}: {len(parts)} parts between tabs; expected two texts (--pairs true)")
-    return {"text": parts[0], "text_pair": parts[1]}
+    else:
+        lines = text_lines(path) if config.file else decoded(sys.stdin.buffer, "standard input")
+        examples = plain_examples(lines, config.pairs, config.file or "standard input")
+    return (example.given for example in examples)
 
 
 def main(argv: list[str] | None = None) -> None:

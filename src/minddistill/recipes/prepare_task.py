@@ -14,7 +14,19 @@ from tokenizers import Tokenizer
 
 from ..config import flag, parse, unusual
 from ..data import records
-from ..data.tasks import CUSTOM, METRICS, TASKS, Example, Task, encode_label, label_table, read_examples, task_named
+from ..data.tasks import (
+    CUSTOM,
+    METRICS,
+    TASKS,
+    Example,
+    Task,
+    encode_label,
+    encode_logits,
+    label_table,
+    read_examples,
+    task_named,
+    text_files,
+)
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id
 from ..data.tokens import read_sentences, word_labels
 from ..errors import UserError
@@ -29,14 +41,18 @@ _ROWS_A_CHUNK = 512
 
 
 @dataclass
-class Config:
-    """Text in, records out."""
+class TextFlags:
+    """Text of a task."""
 
     task_name: str = flag("", f"task of the table ({', '.join(TASKS)}) or custom")
     data_dir: str = flag("", "directory with the task's official files")
-    train_file: str = flag("", "TSV, CSV or JSONL of a custom task's training rows; CoNLL or CLUENER's JSONL of tokens")
-    dev_file: str = flag("", "rows of a custom task's dev set")
-    test_file: str = flag("", "rows of a custom task's test set; its label column may be absent")
+    train_file: str = flag(
+        "",
+        "TSV, CSV or JSONL of the training rows, or a directory that label or augment wrote; CoNLL or CLUENER's JSONL of "
+        "tokens; replaces data_dir's",
+    )
+    dev_file: str = flag("", "rows of the dev set, likewise")
+    test_file: str = flag("", "rows of the test set, likewise; its label column may be absent")
     text_column: str = flag("text", "column of the text, custom task")
     text_pair_column: str = flag("", "column of the second text, custom task; empty for single texts")
     label_column: str = flag("label", "column of the label, custom task")
@@ -47,6 +63,12 @@ class Config:
     label_separator: str = flag(SEPARATOR, "what stands between the labels of a row, multi-label task")
     metrics: str = flag("", "a custom task's metrics with commas between, the first selects the best model")
     out_of_scope: str = flag("", "label of the rows that belong to no class; a class itself if training rows have it")
+
+
+@dataclass
+class Config(TextFlags):
+    """Text in, records out."""
+
     tokenizer: str = flag("", "model directory whose tokenizer makes the ids")
     output_dir: str = flag("", "where a record directory is written for each split")
     max_seq_length: int = flag(0, "tokens a row at most; 0 takes the task's own")
@@ -116,11 +138,12 @@ def _read(path: Path, task: Task, split: str) -> Iterator[Example]:
     return read_sentences(path, labelled) if task.problem == TOKEN else read_examples(path, task, split, labelled)
 
 
-def schema(task: Task, classes: int, length: int, rows: int) -> dict:
-    """The schema of a task's records."""
+def schema(task: Task, classes: int, length: int, rows: int, logits: bool = False) -> dict:
+    """The schema of a task's records, with a teacher's logits among them or not."""
     size = {MULTI: classes, TOKEN: length}.get(task.problem, 1)
     kind = "float32" if task.problem == REGRESSION else "int64"
-    return records.schema(length, rows, kind, label_size=size)
+    taught = {records.LOGITS_COLUMN: ("float32", classes or 1)} if logits else None
+    return records.schema(length, rows, kind, taught, label_size=size)
 
 
 def encoded(
@@ -130,12 +153,14 @@ def encoded(
     table: Mapping[str, str],
     length: int,
     where: Callable[[int], str],
+    logits: bool = False,
 ) -> Iterator[dict[str, list]]:
     """The records of examples.
 
     Args:
         tokenizer: that cuts texts to `length`.
         where: the place of an example, by its number among these, for messages.
+        logits: whether a teacher's logits are among the columns.
     """
     pad, numbered, tokens = pad_id(tokenizer), enumerate(examples), task.problem == TOKEN
     encode = tokenizer.encode_batch if tokens else tokenizer.encode_batch_fast  # which knows no places in the text
@@ -147,18 +172,36 @@ def encoded(
             if tokens:
                 classes = label if example.label is not None else label * len(example.words)
                 label = word_labels(example.text, encoding, example.words, classes, length)
-            yield row | {"label_ids": label}
+            row["label_ids"] = label
+            if logits:
+                row[records.LOGITS_COLUMN] = encode_logits(task, table, example.logits, where(index))
+            yield row
 
 
-def task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
+def task_and_files(config: TextFlags) -> tuple[Task, dict[str, Path]]:
     """The task that the flags name, and the file of each split.
 
     Raises:
         UserError: the task is unknown, or none of its files is there.
     """
+    task = task_of(config)
+    given = {"train": config.train_file, "dev": config.dev_file, "test": config.test_file}
+    files = {split: Path(path) for split, path in given.items() if path}
+    if task.name != CUSTOM and (config.data_dir or not files):
+        files = _official(task, config.data_dir) | files
+    if not files:
+        raise UserError("--task_name custom: no file; give --train_file, --dev_file or --test_file")
+    return task, files
+
+
+def task_of(config: TextFlags) -> Task:
+    """The task that the flags name.
+
+    Raises:
+        UserError: it is unknown, or flags do not suit it.
+    """
     _check_flags(config)
     if config.task_name.lower() == CUSTOM:
-        given = {"train": config.train_file, "dev": config.dev_file, "test": config.test_file}
         task = Task(
             CUSTOM,
             text=config.text_column,
@@ -169,23 +212,24 @@ def task_and_files(config: Config) -> tuple[Task, dict[str, Path]]:
             out_of_scope=config.out_of_scope,
             metrics=_metrics(config),
         )
-        files = {split: Path(path) for split, path in given.items() if path}
-        if not files:
-            raise UserError("--task_name custom: no file; give --train_file, --dev_file or --test_file")
     else:
         task = task_named(config.task_name)
-        directory = require_directory(config.data_dir, f"the directory of {task.name}'s files (--data_dir)")
-        files = {split: directory / name for split, name in task.files.items() if (directory / name).is_file()}
-        if not files:
-            names = ", ".join(task.files.values())
-            raise UserError(f"{directory}: none of {task.name}'s files in it; expected {names}")
     if config.labels:
         names = [name.strip() for name in config.labels.split(",")]
         task = replace(task, labels={name: name for name in names})
-    return task, files
+    return task
 
 
-def _metrics(config: Config) -> tuple[str, ...]:
+def _official(task: Task, directory: str) -> dict[str, Path]:
+    """The task's files in a directory, by split."""
+    place = require_directory(directory, f"the directory of {task.name}'s files (--data_dir)")
+    files = {split: place / name for split, name in task.files.items() if (place / name).is_file()}
+    if not files:
+        raise UserError(f"{place}: none of {task.name}'s files in it; expected {', '.join(task.files.values())}")
+    return files
+
+
+def _metrics(config: TextFlags) -> tuple[str, ...]:
     """The metrics of a custom task: those asked for, or those that suit it."""
     known = metrics.METRICS[config.problem_type]
     names = tuple(name.strip() for name in config.metrics.split(",") if name.strip())
@@ -204,7 +248,7 @@ _READ = {
 }
 
 
-def _check_flags(config: Config) -> None:
+def _check_flags(config: TextFlags) -> None:
     """See that a custom task's flags suit its problem, and that no other task has them.
 
     Raises:
@@ -237,8 +281,8 @@ def _write_split(
     unused = ("workers", "output_dir", "data_dir", "train_file", "dev_file", "test_file")
     plan = {name: value for name, value in asdict(config).items() if name not in unused}
     plan |= {"tokenizer": meta["tokenizer"], "max_seq_length": meta["seq_length"], "labels": meta["raw_labels"]}
-    source_flag = "data_dir" if config.data_dir else f"{meta['split']}_file"
-    plan[source_flag] = {source.name: checksum(source)}
+    own = getattr(config, f"{meta['split']}_file", "")
+    plan[f"{meta['split']}_file" if own else "data_dir"] = {file.name: checksum(file) for file in text_files(source)}
     finished, begun_with = begin_records(directory, plan, workers)
     if finished:
         print(f"{meta['split']}: finished before, {finished['rows']} rows in {directory}")
@@ -246,7 +290,7 @@ def _write_split(
     count = -(-len(examples) // _ROWS_A_SHARD)
     count = max(count, min(begun_with, len(examples) // 2000)) or 1
     size = -(-len(examples) // count)
-    columns = schema(task, len(table), meta["seq_length"], len(examples))
+    columns = schema(task, len(table), meta["seq_length"], len(examples), examples[0].logits is not None)
     make = partial(
         _write_shard,
         source=source,
@@ -285,11 +329,12 @@ def _write_shard(
     length = columns["columns"]["input_ids"]["shape"][0]
     tokenizer = load_tokenizer(tokenizer_dir)
     tokenizer.enable_truncation(length, strategy="longest_first")
-    rows = encoded(examples, tokenizer, task, table, length, lambda index: f"{source}: row {start + index + 1}")
+    logits = records.LOGITS_COLUMN in columns["columns"]
+    rows = encoded(examples, tokenizer, task, table, length, lambda index: f"{source}: row {start + index + 1}", logits)
     if path.suffix == ".mindrecord":
         records.write_mindrecord(path, rows, columns["columns"])
     else:
-        records.write_tfrecord(path, rows, frozenset(["label_ids"] if task.problem == REGRESSION else []))
+        records.write_tfrecord(path, rows, records.float_columns(columns))
 
 
 def main(argv: list[str] | None = None) -> None:

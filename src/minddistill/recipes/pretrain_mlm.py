@@ -75,7 +75,7 @@ def prepare(
         UserError: they do not go together.
     """
     with log.check("model") as found:
-        weights = store.read_weights(config.model, config.num_attention_heads)
+        weights = store.read_encoder(config.model, config.num_attention_heads)
         found(common.described(weights))
     rows = common.read_checked(
         config.data_dir,

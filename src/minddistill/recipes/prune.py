@@ -263,11 +263,11 @@ def prepare(
         UserError: they do not go together.
     """
     with log.check("model") as found:
-        dense = store.read_weights(config.model, config.num_attention_heads)
+        dense = store.read_encoder(config.model, config.num_attention_heads)
         dense.config.require_classifier(dense.source)
         found(common.described(dense))
     with log.check("teacher") as found:
-        teacher = store.read_weights(config.teacher, config.num_attention_heads) if config.teacher else dense
+        teacher = store.read_encoder(config.teacher, config.num_attention_heads) if config.teacher else dense
         teacher.config.require_classifier(teacher.source)
         if teacher.config.vocab_size != dense.config.vocab_size:
             raise UserError(

@@ -21,8 +21,9 @@ from ..distill.objectives import Intermediate, Prediction
 from ..errors import UserError
 from ..files import read_json, write_json
 from ..models import store
-from ..models.config import ModelConfig
+from ..models.config import ModelConfig, WordConfig
 from ..models.heads import TextModel
+from ..problems import REGRESSION
 from ..train.optim import OptimConfig
 from . import common, evaluate, report, teacher_cache
 from .checks import Load, check_load
@@ -117,12 +118,19 @@ class Job:
         """The teacher; of several, the first, whose family and tokenizer the student has."""
         return self.teachers[0]
 
+    @property
+    def carried(self) -> bool:
+        """Whether the records carry the logits of a teacher that is not here."""
+        return not self.config.load_teacher_ckpt_path
+
     def require_one_teacher(self, what: str) -> None:
         """See that there is one teacher for what compares layers.
 
         Raises:
-            UserError: there are several; names what wants one.
+            UserError: there are several, or none but its logits; names what wants one.
         """
+        if self.carried:
+            raise UserError(f"--load_teacher_ckpt_path is empty; the records carry logits alone, and {what} wants more")
         if len(self.teachers) > 1:
             raise UserError(
                 f"--load_teacher_ckpt_path names {len(self.teachers)} teachers, whose logits have a mean and whose layers "
@@ -132,8 +140,9 @@ class Job:
     @property
     def head(self) -> dict[str, Any]:
         """What the student's head has from its teacher."""
-        taken = ("labels", "problem", "relu_before_classifier")
-        return {name: getattr(self.teacher.config, name) for name in taken} | {"pooler": True}
+        config = self.teacher.config
+        relu = getattr(config, "relu_before_classifier", False)
+        return common.head_fields(config, config.labels, config.problem, relu)
 
     def check(self, teachers: Sequence[TextModel | None]) -> None:
         """Measure the teachers, where they and dev records are here, and keep the first one's predictions for the report."""
@@ -161,8 +170,15 @@ class Job:
         }
 
     @property
+    def judges(self) -> dict[str, dict[str, str]]:
+        """Fingerprints of what a student is judged by."""
+        return {"eval_data_dir": self.dev.files if self.dev and self.config.do_eval else {}}
+
+    @property
     def parents(self) -> dict[str, str]:
         """The teachers, as a student's record names them."""
+        if self.carried:
+            return {"teacher's logits": str(self.train.directory)}
         paths = self.config.load_teacher_ckpt_path.split(",")
         return {"teacher" + (f" {index + 1}" if index else ""): path for index, path in enumerate(paths)}
 
@@ -214,7 +230,7 @@ class Job:
         load = Load(
             trained,
             student,
-            self.teacher.config,
+            None if self.carried else self.teacher.config,
             sum(value.size for weights in self.teachers for value in weights.values.values()),
             len(pairs.attention) if pairs else 0,
             self.step.batch_size,
@@ -232,6 +248,8 @@ class Job:
         Args:
             pairs: of phase 1; None for phase 2, which reads the logits of phase 1's cache where there is one.
         """
+        if self.carried:
+            return CachedTeacher(), self.train.taught
         setting, live = self.learning.teacher_cache, all(teachers)
         source = Ensemble(teachers) if live and len(teachers) > 1 else teachers[0]
         if setting == "off" and live:
@@ -333,13 +351,8 @@ def prepare(
     """
     common.note_data_sink(config.enable_data_sink, place, log)
     config.load_teacher_ckpt_path = config.load_teacher_ckpt_path or teacher_cache.outline_in(learning.teacher_cache)
-    if not config.load_teacher_ckpt_path:
-        raise UserError("--load_teacher_ckpt_path is empty; expected the fine-tuned teacher's directory or .ckpt")
-    teachers = []
-    for path in config.load_teacher_ckpt_path.split(","):
-        with log.check("teacher") as found:
-            teachers.append(store.read_weights(path, learning.teacher_num_attention_heads))
-            found(common.described(teachers[-1]))
+    carried = not config.load_teacher_ckpt_path
+    teachers = [_reader(config, learning, student)] if carried else _teachers(config, learning, log)
     weights = teachers[0]
     options = {
         "task": config.task_name,
@@ -354,6 +367,10 @@ def prepare(
     dev = None
     if first:
         dev = common.read_checked(first, "--eval_data_dir", weights.config, weights.directory, **options)
+    if carried:
+        with log.check("teacher") as found:
+            teachers = [_carried(weights, train)]
+            found(f"its logits are in {train.directory}")
     for other in teachers[1:]:
         with log.check("vocabulary of a teacher") as found:
             _check_reads(other, train, weights)
@@ -375,6 +392,48 @@ def prepare(
         )
     buckets = common.buckets_for(step_flags.buckets, train, student.loss_mode == "reference")
     return Job(config, learning, student, run_flags, step_flags, place, directory, log, teachers, train, dev, buckets)
+
+
+def _teachers(config: Config, learning: Learning, log: Any) -> list[store.Weights]:
+    """The teachers that `--load_teacher_ckpt_path` names."""
+    teachers = []
+    for path in config.load_teacher_ckpt_path.split(","):
+        with log.check("teacher") as found:
+            teachers.append(store.read_encoder(path, learning.teacher_num_attention_heads))
+            found(common.described(teachers[-1]))
+    return teachers
+
+
+def _reader(config: Config, learning: Learning, student: StudentFlags) -> store.Weights:
+    """The student, which tells how records are read where they carry the logits of an absent teacher.
+
+    Raises:
+        UserError: none is named, or a directory of a cache is.
+    """
+    if not config.load_gd_ckpt_path:
+        raise UserError(
+            "--load_teacher_ckpt_path is empty; expected the fine-tuned teacher's directory or .ckpt, or, with records "
+            "that carry its logits (minddistill label), the student as --load_gd_ckpt_path"
+        )
+    if learning.teacher_cache not in teacher_cache.SETTINGS:
+        raise UserError(f"--teacher_cache {learning.teacher_cache}: holds no teacher; expected auto, or its teacher")
+    return store.read_weights(config.load_gd_ckpt_path, student.heads)
+
+
+def _carried(student: store.Weights, rows: Rows) -> store.Weights:
+    """What stands for the teacher whose logits the records carry: it reads as the student does and has the records' labels.
+
+    Raises:
+        UserError: they carry none.
+    """
+    if rows.logits is None:
+        raise UserError(
+            f"{rows.directory}: carries no teacher's logits, and --load_teacher_ckpt_path is empty; expected records of "
+            "text that minddistill label has labelled, or a teacher"
+        )
+    labels = ("score",) if rows.problem == REGRESSION else tuple(rows.meta["labels"])
+    config = student.config.with_(labels=labels, problem=rows.problem)
+    return store.Weights(config, {}, student.source, outline="carried by the records")
 
 
 def _training_rows(config: Config, teacher: store.Weights, options: Mapping[str, Any]) -> Rows:
@@ -423,13 +482,25 @@ def mean_logits(caches: Sequence[TeacherCache]) -> Callable[[np.ndarray, int], d
     return columns
 
 
-def first_weights(job: Job) -> tuple[store.Weights | None, str]:
-    """What the student of phase 1 starts from (None for random weights), and what to call it."""
+def starting_point(job: Job) -> tuple[store.Weights | None, str, ModelConfig]:
+    """What the student starts from (None for random weights), what to call it, and the student's configuration.
+
+    Raises:
+        UserError: the flags name two starting points, or one that cannot be read.
+    """
+    weights, origin = _first_weights(job)
+    with job.log.check("student") as found:
+        wanted = job.student.config(job.teacher.config) if weights is None else weights.config
+        wanted = wanted.with_(**job.head)
+        found(f"{wanted.summary}, from {origin}")
+    return weights, origin, wanted
+
+
+def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
     if job.config.load_gd_ckpt_path:
         if job.student.init_from_teacher:
             raise UserError("--init_from_teacher and --load_gd_ckpt_path: two starting points; give one of them")
-        wanted = job.student.config(job.teacher.config)
-        weights = store.read_weights(job.config.load_gd_ckpt_path, wanted.num_attention_heads)
+        weights = _student_at(job, job.config.load_gd_ckpt_path)
         return weights, str(weights.source)
     if job.student.init_from_teacher:
         wanted = job.student.config(job.teacher.config)
@@ -439,7 +510,23 @@ def first_weights(job: Job) -> tuple[store.Weights | None, str]:
     return None, "random weights"
 
 
+def _student_at(job: Job, path: str | Path) -> store.Weights:
+    """A student as it was saved.
+
+    Raises:
+        UserError: it cannot be read, or does not read what its teacher reads.
+    """
+    weights = store.read_weights(path, job.student.heads)
+    if isinstance(weights.config, WordConfig) and not job.carried:
+        raise UserError(
+            f"{weights.source}: a {weights.config.family} does not read its teacher's word pieces; label the text with the "
+            "teacher (minddistill label), and give distill no --load_teacher_ckpt_path"
+        )
+    return weights
+
+
 def first_student(job: Job, weights: store.Weights | None, wanted: ModelConfig) -> TextModel:
+    """The student at its `starting_point`."""
     if weights is not None:
         return job.build(weights, wanted, ("classifier.", "pooler."))
     types = runtime.precision(job.step.compute_type, job.step.dtype, job.place.device)
@@ -453,11 +540,7 @@ def phase_one(job: Job) -> Stage:
         UserError: student and teacher do not go together, or there are several teachers.
     """
     job.require_one_teacher("phase 1 (--load_td1_ckpt_path leaves it out)")
-    weights, origin = first_weights(job)
-    with job.log.check("student") as found:
-        wanted = job.student.config(job.teacher.config) if weights is None else weights.config
-        wanted = wanted.with_(**job.head)
-        found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}, from {origin}")
+    weights, origin, wanted = starting_point(job)
     pairs = common.matched_layers(job.student.layer_map, wanted, job.teacher.config, job.log)
     carried = {} if weights is None else weights.fit
     fit = common.fit_dense(job.student.fit_dense, wanted, job.teacher.config, pairs, carried, job.run.seed)
@@ -507,28 +590,22 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
         command: that the student's record names.
     """
     with job.log.check("student") as found:
-        weights = store.read_weights(first, job.student.config(job.teacher.config).num_attention_heads)
+        weights = _student_at(job, first)
         wanted = weights.config.with_(**job.head)
         found(common.described(weights))
     if job.config.load_td1_ckpt_path:  # else phase 1, which takes more, has seen to it
         job.check_load(wanted, wanted.parameters, None)
-    learning, dev = job.learning, job.dev if job.config.do_eval else None
+    learning = job.learning
 
     def build() -> Work:
         student = job.build(weights, wanted, ("classifier.",))
-        evaluator = None if dev is None else common.Evaluator(student, dev, common.eval_buckets(job.buckets, dev))
-
-        def save(name: str, found: Mapping[str, float]) -> Path:
-            if name == "best" and evaluator is not None:
-                evaluator.write(job.directory / report.BEST_PREDICTIONS)
-            return save_model(job, student, job.directory / name, command, str(first), found, weights.fit)
-
+        evaluate_dev, save = judged(job, student, job.directory, command, str(first), lambda: weights.fit)
         teachers = job.built_teachers()
         if job.config.load_td1_ckpt_path:  # phase 1, which checks the teacher, was left out
             job.check(teachers)
         source, columns = job.taught(None, teachers)
         objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.problem)
-        return Work(Distiller(student, source, objective), job.loader(columns), save, evaluator and evaluator.metrics)
+        return Work(Distiller(student, source, objective), job.loader(columns), save, evaluate_dev)
 
     return Stage(
         name="phase2",
@@ -539,12 +616,39 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
         content={
             **job.content,
             "load_td1_ckpt_path": {"weights": weights.fingerprint()},
-            "eval_data_dir": {} if dev is None else dev.files,
+            **job.judges,
         },
         free=("td_phase1_epoch_size", "td_phase1_learning_rate"),
         eval_steps=learning.eval_steps,
         **job.shared,
     )
+
+
+def judged(
+    job: Job,
+    student: TextModel,
+    directory: Path,
+    command: str,
+    origin: str,
+    fit: Callable[[], Mapping[str, Any]] = dict,
+) -> tuple[Callable[[], dict[str, float]] | None, Callable[[str, Mapping[str, float]], Path]]:
+    """What measures a student on the dev rows, where it is to be, and what saves it: `evaluate` and `save` of a `Work`.
+
+    Args:
+        directory: where its models go.
+        command, origin: that made it, and from what, for its record.
+        fit: the projection's weights when it is saved.
+    """
+    evaluator = None
+    if job.dev is not None and job.config.do_eval:
+        evaluator = common.Evaluator(student, job.dev, common.eval_buckets(job.buckets, job.dev))
+
+    def save(name: str, found: Mapping[str, float]) -> Path:
+        if name == "best" and evaluator is not None:
+            evaluator.write(job.directory / report.BEST_PREDICTIONS)
+        return save_model(job, student, directory / name, command, origin, found, fit())
+
+    return evaluator and evaluator.metrics, save
 
 
 def save_model(
