@@ -127,7 +127,9 @@ def run(config: Config) -> dict[str, Any]:
 
 def _check(config: Config) -> None:
     if config.dataset_type not in ("tfrecord", _TEXT):
-        raise UserError(f"--dataset_type {config.dataset_type}: expected tfrecord, or {_TEXT} for text")
+        raise UserError(
+            f"--dataset_type {config.dataset_type}: augmented rows are written as tfrecord, or {_TEXT} for text"
+        )
     if not config.output_dir:
         raise UserError("--output_dir is empty; expected the directory to write records to")
     if config.method != "mask" and not (config.mlm or config.glove):
