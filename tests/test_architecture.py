@@ -63,6 +63,7 @@ def test_every_command_has_a_recipe():
         "qat",
         "resume",
         "stage",
+        "task_job",
         "teacher_cache",
     }
     assert {module for module, _ in COMMANDS.values()} == recipes

@@ -11,7 +11,8 @@ from ..models import store
 from . import common, teacher_cache
 from .flags import RunFlags, StepFlags, StudentFlags
 from .stage import open_run
-from .task_distill import GROUPS, Config, Learning, prepare
+from .task_distill import GROUPS
+from .task_job import Config, Learning, prepare
 
 
 def run(config: Config, learning: Learning, student: StudentFlags, run_flags: RunFlags, step_flags: StepFlags) -> Path:

@@ -16,10 +16,10 @@ from ..distill.objectives import AttentionScores, FitDense, HiddenStates, Same, 
 from ..errors import UserError
 from ..models.config import ModelConfig
 from ..models.words import WordModel
-from . import common, report, task_distill
+from . import common, report, task_job
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
 from .stage import Stage, Work, open_run, run_stage
-from .task_distill import Job
+from .task_job import Job
 
 
 @dataclass
@@ -90,7 +90,7 @@ def run(
         job.forget_cache()
         if not place.rank:
             if "," in config.eval_data_dir:
-                task_distill.evaluate_all(
+                task_job.evaluate_all(
                     job.config, job.learning, run_flags, str(result[0]), str(directory / "evaluation")
                 )
             report.at_end(directory, log)
@@ -113,15 +113,15 @@ def prepare(
         UserError: they do not go together.
     """
     _refuse_unused(learning, student)
-    task = task_distill.Config(
-        **common_flags(config, task_distill.Config),
+    task = task_job.Config(
+        **common_flags(config, task_job.Config),
         do_eval=bool(config.eval_data_dir),
         enable_data_sink=False,
         td_phase1_epoch_size=0,
         td_phase2_epoch_size=config.epoch_size,
     )
-    found = task_distill.Learning(**common_flags(learning, task_distill.Learning))
-    job = task_distill.prepare(task, found, student, run_flags, step_flags, place, directory, log)
+    found = task_job.Learning(**common_flags(learning, task_job.Learning))
+    job = task_job.prepare(task, found, student, run_flags, step_flags, place, directory, log)
     config.load_teacher_ckpt_path = task.load_teacher_ckpt_path  # that of a cache, where none was given
     return job
 
@@ -148,7 +148,7 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
     Raises:
         UserError: student and teachers do not go together.
     """
-    weights, origin, wanted = task_distill.starting_point(job)
+    weights, origin, wanted = task_job.starting_point(job)
     pairs = _matched(job, learning, wanted)
     carried = {} if weights is None else weights.fit
     fit = _projection(job, learning, wanted, pairs, carried)
@@ -156,7 +156,7 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
     job.check_load(wanted, wanted.parameters + params.count(fit), pairs)
 
     def build() -> Work:
-        student = task_distill.first_student(job, weights, wanted)
+        student = task_job.first_student(job, weights, wanted)
         if learning.freeze_embeddings:
             embeddings = student.embeddings if isinstance(student, WordModel) else student.encoder.embeddings
             embeddings.word.requires_grad = False
@@ -165,7 +165,7 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
         job.check(teachers)
         source, columns = job.taught(pairs, teachers)
         kept = LayerMap((), ()) if pairs is None else pairs.kept() if columns else pairs
-        evaluate, save = task_distill.judged(
+        evaluate, save = task_job.judged(
             job, student, job.directory, "minddistill distill", origin, lambda: common.fit_arrays(fit)
         )
         cell = Distiller(student, source, objective_of(job, learning, kept, fit))

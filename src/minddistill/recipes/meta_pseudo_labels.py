@@ -24,10 +24,10 @@ from ..problems import SINGLE
 from ..train.checkpoint import TrainState
 from ..train.optim import OptimConfig, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
-from . import common, report, task_distill
+from . import common, report, task_job
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
 from .stage import Stage, Work, open_run, run_stage
-from .task_distill import Job
+from .task_job import Job
 
 # Flags of `StudentFlags` that say how layers are compared.
 _LAYERS = ("layer_map", "fit_dense", "loss_mode")
@@ -180,11 +180,11 @@ def prepare(
             f"--accumulation_steps {step_flags.accumulation_steps}: the teacher hears of each step of the student; "
             "give --accumulation_steps 1"
         )
-    task = task_distill.Config(
-        **common_flags(config, task_distill.Config), do_eval=bool(config.eval_data_dir), enable_data_sink=False
+    task = task_job.Config(
+        **common_flags(config, task_job.Config), do_eval=bool(config.eval_data_dir), enable_data_sink=False
     )
-    found = task_distill.Learning(**common_flags(learning, task_distill.Learning), teacher_cache="off")
-    job = task_distill.prepare(task, found, student, run_flags, step_flags, place, directory, log)
+    found = task_job.Learning(**common_flags(learning, task_job.Learning), teacher_cache="off")
+    job = task_job.prepare(task, found, student, run_flags, step_flags, place, directory, log)
     job.require_one_teacher("meta pseudo labels, which train it,")
     if job.teacher.config.problem != SINGLE:
         raise UserError(
@@ -220,12 +220,12 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
     Raises:
         UserError: student and teacher do not go together.
     """
-    weights, origin, wanted = task_distill.starting_point(job)
+    weights, origin, wanted = task_job.starting_point(job)
     job.check_load(wanted, wanted.parameters + job.teacher.config.parameters, None)
     directory = job.directory / "meta" if config.finetune_epoch_size else job.directory
 
     def build() -> Work:
-        student = task_distill.first_student(job, weights, wanted)
+        student = task_job.first_student(job, weights, wanted)
         job.log.line(f"The student starts from {origin}")
         teachers = job.built_teachers()
         job.check(teachers)
@@ -246,11 +246,11 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
             max(total - learning.mpl_warmup_steps, 1),
             learning.mpl_warmup_steps,
         )
-        evaluate, save = task_distill.judged(job, student, directory, _COMMAND, origin)
+        evaluate, save = task_job.judged(job, student, directory, _COMMAND, origin)
 
         def save_both(name: str, found: Mapping[str, float]) -> Path:
             if name == "last":
-                task_distill.save_model(job, teacher, directory / "teacher", f"{_COMMAND} (teacher)", origin, {}, {})
+                task_job.save_model(job, teacher, directory / "teacher", f"{_COMMAND} (teacher)", origin, {}, {})
             return save(name, found)
 
         return Work(cell, batches, save_both, evaluate, companion=tutor)
@@ -298,7 +298,7 @@ def finetune_stage(job: Job, config: Config, learning: Learning, first: Path) ->
 
     def build() -> Work:
         student = job.build(weights, weights.config)
-        evaluate, save = task_distill.judged(job, student, job.directory, f"{_COMMAND} (fine-tuning)", str(first))
+        evaluate, save = task_job.judged(job, student, job.directory, f"{_COMMAND} (fine-tuning)", str(first))
         return Work(Distiller(student, None, Labels()), job.loader(), save, evaluate)
 
     return _stage(

@@ -12,7 +12,7 @@ from ..config import common_flags, flag
 from ..files import model_path
 from ..models.config import ModelConfig
 from ..models.fake_quant import Grid, simulate
-from . import report, task_distill
+from . import report, task_distill, task_job
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
 from .stage import Work, open_run, run_stage
 
@@ -63,7 +63,7 @@ def train(
         KeyboardInterrupt: stopped by a signal, with the state saved.
     """
     config, calibration, training, step = groups
-    task = task_distill.Config(
+    task = task_job.Config(
         do_eval=bool(config.eval_data_dir),
         td_phase2_epoch_size=training.epoch_size,
         enable_data_sink=False,
@@ -75,13 +75,13 @@ def train(
         schema_dir=config.schema_dir,
         dataset_type=config.dataset_type,
     )
-    learning = task_distill.Learning(**common_flags(training, task_distill.Learning))
+    learning = task_job.Learning(**common_flags(training, task_job.Learning))
     run_dir = training.run_dir or f"{config.output_dir.rstrip('/')}-run"
     flags = RunFlags(run_dir, training.resume, calibration.seed, training.log_interval)
     place = runtime.start()
     with open_run(flags, place) as (directory, log):
         student = StudentFlags(seq_length=shape.max_length)
-        job = task_distill.prepare(task, learning, student, flags, step, place, directory, log)
+        job = task_job.prepare(task, learning, student, flags, step, place, directory, log)
         stage = task_distill.phase_two(job, model_path(config.model), "minddistill quantize (weights of --method qat)")
 
         def build() -> Work:
