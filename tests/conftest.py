@@ -14,6 +14,21 @@ import mindspore as ms
 import pytest
 import small
 
+# Files that take longest; begun first, so that no process is left with one of them when the others have nothing more to do.
+LONG = (
+    "test_end_to_end",
+    "test_quantize",
+    "test_distributed",
+    "test_prune",
+    "test_step",
+    "test_hub",
+    "test_teacher_cache",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def graph_mode():

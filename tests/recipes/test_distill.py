@@ -12,7 +12,7 @@ from minddistill.distill.distiller import Ensemble
 from minddistill.models import store
 from minddistill.models.heads import predict_function
 from minddistill.models.presets import preset
-from minddistill.recipes.task_distill import mean_logits
+from minddistill.recipes.task_job import mean_logits
 
 ALL_TERMS = ["--state_loss_ratio", 1.0, "--state_loss", "cosine", "--att_loss_ratio", 0.5]
 

@@ -163,9 +163,8 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize(
-    "family", ["roberta", *(pytest.param(f, marks=pytest.mark.slow) for f in ("electra", "distilbert"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", CHAINS)
 def test_text_to_predictions(family, tmp_path, capsys):
     problem, check = CHAINS[family]
     model = encoder(tmp_path / "encoder", family)

@@ -122,7 +122,9 @@ def test_impossible_optimisers_are_refused(wrong):
         OptimConfig(**{"learning_rate": 1e-4} | wrong)
 
 
-@pytest.mark.parametrize("clip", ["global", "tensor", "off"])
+@pytest.mark.parametrize(
+    "clip", ["global", *(pytest.param(clip, marks=pytest.mark.slow) for clip in ("tensor", "off"))]
+)
 def test_kernels_train_as_the_plain_step_does(clip, monkeypatch):
     generator = np.random.default_rng(0)
     ids = generator.integers(5, 40, (6, 9)).astype(np.int32)
