@@ -152,7 +152,7 @@ def check_multi(student: Path, exported: Path, data: Path, out: Path, capsys) ->
 
 def check_regression(student: Path, exported: Path, data: Path, out: Path, capsys) -> None:
     """A number."""
-    good, bad = predicted(capsys, "--model", exported, "the film is good", "the film is bad")
+    good, bad = predicted(capsys, "--model", exported, "the film is good", "the plot is bad")
     assert good["score"] > bad["score"] + 1 and good.keys() == {"text", "score"}
 
 
