@@ -234,6 +234,12 @@ def test_thresholds_and_models_that_do_not_fit_are_refused(data, teacher, tmp_pa
     assert "--aggregation simple:" in capsys.readouterr().err
 
 
+def shouted(split: str) -> str:
+    """A file of classes, in capital letters below its header."""
+    header, rows = text_of("single_label_classification", split).split("\n", 1)
+    return f"{header}\n{rows.upper()}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights-sapiens-roberta/vh", "fixture-electra-random"])
 def test_real_weights_from_fine_tuning_to_a_graph(name, shared, tmp_path, capsys):
@@ -242,7 +248,7 @@ def test_real_weights_from_fine_tuning_to_a_graph(name, shared, tmp_path, capsys
     shutil.copytree(shared / name, model, copy_function=shutil.copyfile)
     if "roberta" in name:
         (model / "merges.txt").write_text("#version: 0.2\n")
-    data = records(tmp_path, problem, model, text=lambda split: text_of(problem, split).upper())
+    data = records(tmp_path, problem, model, text=shouted)
     teacher = taught(tmp_path, data, model)
     shape = store.read_weights(teacher).config
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads")
@@ -250,7 +256,7 @@ def test_real_weights_from_fine_tuning_to_a_graph(name, shared, tmp_path, capsys
     student = distilled(tmp_path, data, teacher, "--init_from_teacher", "1,2", "--num_hidden_layers", 2, *same)
     assert metrics(teacher)["accuracy"] > 0.9 and metrics(student)["accuracy"] > 0.9
     assert command("export", "--model", student, "--output_dir", tmp_path / "onnx") == 0
-    texts = ["THE FILM IS GOOD", "THE FILM IS DULL"]
+    texts = ["THE FILM IS GOOD", "THE PLOT IS DULL"]
     (good, dull), theirs = (predicted(capsys, "--model", path, *texts) for path in (tmp_path / "onnx", student))
     assert (good["label"], dull["label"]) == ("YES", "NO")
     assert [row["score"] for row in theirs] == pytest.approx([good["score"], dull["score"]], abs=1e-4)
