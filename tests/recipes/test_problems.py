@@ -253,7 +253,9 @@ def test_real_weights_from_fine_tuning_to_a_graph(name, shared, tmp_path, capsys
     shape = store.read_weights(teacher).config
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads")
     same = [word for size in sizes for word in (f"--{size}", getattr(shape, size))]
-    student = distilled(tmp_path, data, teacher, "--init_from_teacher", "1,2", "--num_hidden_layers", 2, *same)
+    last = f"{shape.num_hidden_layers - 2},{shape.num_hidden_layers - 1}"
+    start = ("--init_from_teacher", last, "--layer_map", "last", "--num_hidden_layers", 2, "--learning_rate", 1e-3)
+    student = distilled(tmp_path, data, teacher, *start, *same)
     assert metrics(teacher)["accuracy"] > 0.9 and metrics(student)["accuracy"] > 0.9
     assert command("export", "--model", student, "--output_dir", tmp_path / "onnx") == 0
     texts = ["THE FILM IS GOOD", "THE PLOT IS DULL"]
