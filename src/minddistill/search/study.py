@@ -96,14 +96,15 @@ def optimize(
             raise Interrupted from None
 
     while len(ended(study)) < trials:
-        _fail_stale(study)
         if sum(map(_counts, study.get_trials(deepcopy=False))) < trials:
-            study.optimize(objective, n_trials=1, catch=(Refused,))
-        else:  # others run the last ones; what a killed process left is taken up once its signs of life are too old
+            study.optimize(objective, n_trials=1, catch=(Refused,))  # takes up what killed processes left, as below
+        else:  # others run the last ones
             time.sleep(_LOOK)
+            _fail_stale(study)
 
 
 def _fail_stale(study: optuna.Study) -> None:
+    """Queue the settings of trials whose process was killed: those whose signs of life are too old."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)
