@@ -11,35 +11,43 @@ import os
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from minddistill import runtime
 from minddistill.config import parse
 from minddistill.recipes import general_distill, task_distill
-from minddistill.recipes.stage import Stage, open_run
+from minddistill.recipes.run import open_run
+from minddistill.recipes.stage import Stage
 from minddistill.train.loop import Prefetched
 
 
-def stage_of(which: str, argv: list[str]) -> Stage:
+@contextmanager
+def opened(which: str, argv: list[str]) -> Iterator[Stage]:
     """The stage that a command would run."""
     recipe = general_distill if which == "general" else task_distill
-    kinds = [recipe.Config, recipe.Learning, recipe.StudentFlags, recipe.RunFlags, recipe.StepFlags]
-    groups = parse("bench", "", kinds, argv)
-    place = runtime.start("CPU")
-    directory, log = open_run(groups[3], place)
-    if which == "general":
-        return general_distill.prepare(*groups, place, directory, log)
-    job = task_distill.prepare(*groups, place, directory, log)
-    if which == "phase1":
-        return task_distill.phase_one(job)
-    return task_distill.phase_two(job, Path(job.config.load_td1_ckpt_path))
+    *groups, run_flags, step_flags = parse("bench", "", recipe.GROUPS, argv)
+    with open_run(run_flags, step_flags, runtime.start("CPU")) as run:
+        if which == "general":
+            yield general_distill.prepare(run, *groups)
+            return
+        job = task_distill.prepare(run, *groups)
+        first = Path(job.config.load_td1_ckpt_path)
+        yield task_distill.phase_one(job) if which == "phase1" else task_distill.phase_two(job, first)
 
 
 def main() -> None:
     which, sample, argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-    stage = stage_of(which, argv)
+    with opened(which, argv) as stage:
+        print(json.dumps(measured(stage, sample)))
+
+
+def measured(stage: Stage, sample: int) -> dict[str, Any]:
+    """Seconds of the parts of a stage, of which so many steps are run."""
     ready = time.time() - float(os.environ["BENCH_BEGAN"])
     at = time.perf_counter()
     work = stage.build()
@@ -69,7 +77,7 @@ def main() -> None:
     work.save("last", {})
     saving = time.perf_counter() - at
     epoch = sum(float(np.mean(times[length])) for length in lengths)
-    found = {
+    return {
         "startup": ready + caching + sum(compiling.values()) + saving,
         "ready": ready,
         "cache": caching,
@@ -82,7 +90,6 @@ def main() -> None:
         "tokens_per_second": tokens / counted if counted else 0.0,
         "data_wait": (ahead.waited - waited) / counted if counted else 0.0,
     }
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import bench
-from ours import stage_of
+from ours import opened
 
 
 def resident() -> float:
@@ -22,20 +22,19 @@ def resident() -> float:
 
 
 def main() -> None:
-    work, most = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2000
-    words = bench.ours(work, "ours_sst2", 0)[3:]
-    with tempfile.TemporaryDirectory(dir=work) as out:
-        stage = stage_of("phase1", [*words, "--output_dir", out])
-        built = stage.build()
-        cell, train = built.cell, built.batches
-        _, _, step = stage.step_of(cell, len(train) * stage.epochs)
-        levels = {}
-        for number, batch in zip(range(1, most + 1), train.epoch(0), strict=False):
-            step(batch)[0].asnumpy()
-            if number in (1, 200, 500, 1000, 1500, most):
-                levels[number] = round(resident(), 3)
+    inputs, most = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2000
+    words = bench.ours(inputs, "ours_sst2", 0)[3:]
+    with tempfile.TemporaryDirectory(dir=inputs) as out:
+        with opened("phase1", [*words, "--output_dir", out]) as stage:
+            work = stage.build()
+            _, _, step = stage.step_of(work.cell, len(work.batches) * stage.epochs)
+            levels = {}
+            for number, batch in zip(range(1, most + 1), work.batches.epoch(0), strict=False):
+                step(batch)[0].asnumpy()
+                if number in (1, 200, 500, 1000, 1500, most):
+                    levels[number] = round(resident(), 3)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps({"lengths": train.buckets, "resident_gb": levels, "peak_gb": round(peak, 3)}))
+    print(json.dumps({"lengths": work.batches.buckets, "resident_gb": levels, "peak_gb": round(peak, 3)}))
 
 
 if __name__ == "__main__":

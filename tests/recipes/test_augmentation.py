@@ -57,7 +57,7 @@ def test_masked_words_are_those_of_the_whole_model(mlm, data):
 def test_masks_change_by_epoch_and_count_once(data):
     rows = records.read_rows(data / "train", labelled=False)
     options = {"mask": 4, "special": {0, 2, 3, 4}, "vocabulary": 24, "probability": 0.3, "seed": 1}
-    whole = MaskedLoader(rows, 32, **options)
+    whole = MaskedLoader(rows, batch_size=32, **options)
     planned = next(planned for planned in whole.plan(0) if planned.real == 32)
     first, again, next_ = (whole.arrays(planned, epoch) for epoch in (0, 0, 1))
     np.testing.assert_array_equal(first["input_ids"], again["input_ids"])
@@ -70,7 +70,7 @@ def test_masks_change_by_epoch_and_count_once(data):
         np.testing.assert_array_equal(plain[row, where], first["masked_lm_ids"][row, :count])
         untouched = np.setdiff1d(np.arange(plain.shape[1]), where)
         np.testing.assert_array_equal(plain[row, untouched], first["input_ids"][row, untouched])
-    halves = [MaskedLoader(rows, 16, rank=rank, size=2, **options).arrays(planned, 0) for rank in (0, 1)]
+    halves = [MaskedLoader(rows, batch_size=16, rank=rank, size=2, **options).arrays(planned, 0) for rank in (0, 1)]
     np.testing.assert_array_equal(np.concatenate([half["input_ids"] for half in halves]), first["input_ids"])
     assert halves[0]["masked"] == pytest.approx(first["masked"] / 2)
 

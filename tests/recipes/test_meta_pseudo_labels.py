@@ -108,8 +108,8 @@ def test_teacher_rests_while_the_student_warms_up():
 def test_labelled_batches_take_turns_beside_the_others(data):
     rows, known = (read_rows(data / name, labelled=name == "dev") for name in ("train", "dev"))
     known.check_classes(2)
-    options = {"buckets": [8, 12], "seed": 3}
-    pairs = PairedLoader(rows, Loader(known, 16, **options), **options)
+    options = {"batch_size": 16, "buckets": [8, 12], "seed": 3}
+    pairs = PairedLoader(rows, Loader(known, **options), **options)
     epochs = [list(pairs.epoch(epoch)) for epoch in (0, 1)]
     found = [batch["labelled_row"].asnumpy()[batch["labelled_weight"].asnumpy() == 1] for batch in epochs[0]]
     assert sorted(np.concatenate(found[:4])) == list(range(50))  # four batches hold all of dev

@@ -14,7 +14,7 @@ from minddistill.data import records
 from minddistill.errors import UserError
 from minddistill.recipes import finetune, general_distill, prepare_corpus, prepare_task, resume, task_distill
 from minddistill.recipes.flags import OptimFlags, RunFlags, StepFlags
-from minddistill.recipes.stage import open_run
+from minddistill.recipes.run import open_run
 from minddistill.runtime import Runtime
 
 
@@ -80,17 +80,17 @@ def test_resume_true_wants_an_earlier_run_and_false_forgets_it(finished, tmp_pat
     place = Runtime("CPU")
     with (
         pytest.raises(UserError, match="holds no earlier run"),
-        open_run(RunFlags(str(tmp_path / "new"), resume=True), place),
+        open_run(RunFlags(str(tmp_path / "new"), resume=True), StepFlags(), place),
     ):
         pass
-    with open_run(RunFlags(str(finished), resume=True), place):
+    with open_run(RunFlags(str(finished), resume=True), StepFlags(), place):
         pass
     left = finished / "checkpoints" / ".step_00000095.safetensors.999999999.part"
     left.write_text("half")
-    with open_run(RunFlags(str(finished)), place):
+    with open_run(RunFlags(str(finished)), StepFlags(), place):
         pass
     assert (finished / "done.json").is_file() and not left.exists()
-    with open_run(RunFlags(str(finished), resume=False), place):
+    with open_run(RunFlags(str(finished), resume=False), StepFlags(), place):
         pass
     assert not (finished / "done.json").exists() and not list((finished / "checkpoints").iterdir())
     assert (finished / "best").is_dir()

@@ -183,12 +183,12 @@ class PairedLoader(Loader):
 
     Args:
         rows: without labels.
-        labelled: of the labelled rows; its batch size is that of both.
-        options: as for `Loader`; the same buckets as those of `labelled`.
+        labelled: of the labelled rows.
+        options: as for `Loader`; batch size and buckets are those of `labelled`.
     """
 
     def __init__(self, rows: Rows, labelled: Loader, **options: Any):
-        super().__init__(rows, labelled.batch_size, **options)
+        super().__init__(rows, **options)
         self.labelled = labelled
         self._planned: tuple[int, list[PlannedBatch]] = -1, []
 
@@ -226,13 +226,12 @@ class MaskedLoader(Loader):
         special: ids that are never masked.
         vocabulary: number of ids.
         probability: part of a row's words to mask.
-        rows, batch_size, options: as for `Loader`.
+        rows, options: as for `Loader`.
     """
 
     def __init__(
         self,
         rows: Rows,
-        batch_size: int,
         *,
         mask: int,
         special: set[int],
@@ -240,7 +239,7 @@ class MaskedLoader(Loader):
         probability: float,
         **options: Any,
     ):
-        super().__init__(rows, batch_size, **options)
+        super().__init__(rows, **options)
         self.mask, self.special, self.vocabulary, self.probability = mask, special, vocabulary, probability
 
     def arrays(self, planned: PlannedBatch, epoch: int) -> dict[str, np.ndarray]:

@@ -1,40 +1,56 @@
-"""Metrics by name. A new metric is a function here."""
+"""Metrics by name. A new metric is a function here.
+
+SciPy and scikit-learn take two seconds to import, which commands that only name metrics need not wait for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from ..problems import MULTI, REGRESSION, SINGLE, TOKEN
 from .evaluate import Truth, decided
 
 
-def _correlation(function: Callable) -> Callable[[Truth, np.ndarray], float]:
+def _correlation(name: str) -> Callable[[Truth, np.ndarray], float]:
     def correlation(truth: Truth, found: np.ndarray) -> float:
+        from scipy import stats
+
         # A constant prediction has no correlation; 0 says that it explains nothing.
         if np.ptp(found) == 0 or np.ptp(truth.labels) == 0:
             return 0.0
-        return float(function(truth.labels, found)[0])
+        return float(getattr(stats, name)(truth.labels, found)[0])
 
     return correlation
 
 
 def _accuracy(truth: Truth, found: np.ndarray) -> float:
     """Part of the rows that are right; in a multi-label task, right in all of their labels."""
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(truth.labels, found))
 
 
 def _f1(truth: Truth, found: np.ndarray) -> float:
     """Of class 1 where there are two classes, as GLUE has it; else the mean over classes."""
     binary = max(truth.labels.max(initial=0), found.max(initial=0)) <= 1
-    return float(f1_score(truth.labels, found, average="binary" if binary else "macro", zero_division=0.0))
+    return _averaged_f1("binary" if binary else "macro")(truth, found)
 
 
 def _averaged_f1(average: str) -> Callable[[Truth, np.ndarray], float]:
-    return lambda truth, found: float(f1_score(truth.labels, found, average=average, zero_division=0.0))
+    def f1(truth: Truth, found: np.ndarray) -> float:
+        from sklearn.metrics import f1_score
+
+        return float(f1_score(truth.labels, found, average=average, zero_division=0.0))
+
+    return f1
+
+
+def _matthews(truth: Truth, found: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(truth.labels, found))
 
 
 def _in_scope_accuracy(truth: Truth, found: np.ndarray) -> float:
@@ -81,12 +97,12 @@ METRICS: dict[str, dict[str, Callable[[Truth, np.ndarray], float]]] = {
         "f1": _f1,
         "micro_f1": _averaged_f1("micro"),
         "macro_f1": _averaged_f1("macro"),
-        "matthews": lambda truth, found: float(matthews_corrcoef(truth.labels, found)),
+        "matthews": _matthews,
         "in_scope_accuracy": _in_scope_accuracy,
         "out_of_scope_recall": _out_of_scope_recall,
     },
     MULTI: {"micro_f1": _averaged_f1("micro"), "macro_f1": _averaged_f1("macro"), "accuracy": _accuracy},
-    REGRESSION: {"pearson": _correlation(pearsonr), "spearman": _correlation(spearmanr)},
+    REGRESSION: {"pearson": _correlation("pearsonr"), "spearman": _correlation("spearmanr")},
     TOKEN: {"entity_f1": _entity_f1, "accuracy": _accuracy},
 }
 

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..models import store
 from . import common, teacher_cache
 from .flags import RunFlags, StepFlags, StudentFlags
-from .stage import open_run
+from .run import open_run
 from .task_distill import GROUPS
 from .task_job import Config, Learning, prepare
 
@@ -30,22 +30,24 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
     run_flags.output_dir = run_flags.output_dir or str(caches)
     config.do_eval = bool(config.eval_data_dir)
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    with open_run(run_flags, place) as (directory, log):
+    with open_run(run_flags, step_flags, place) as opened:
         if not place.rank:
-            dump(directory / "config.yaml", [config, learning, student, run_flags, step_flags])
-        job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
+            dump(opened.directory / "config.yaml", [config, learning, student, run_flags, step_flags])
+        job = prepare(opened, config, learning, student)
         job.require_one_teacher("cache-teacher, given for each of them in turn,")
         teachers = job.built_teachers()
         job.check(teachers)
         pairs = None
         if config.td_phase1_epoch_size:
             wanted = student.config(job.teacher.config)
-            pairs = common.matched_layers(student.layer_map, wanted, job.teacher.config, log)
+            pairs = common.matched_layers(student.layer_map, wanted, job.teacher.config, opened.log)
         job.taught(pairs, teachers)
         outline = caches / f"teacher_{job.teacher.fingerprint()}"
         if not place.rank:
             store.save_outline(outline, job.teacher)
-        log.line(f"Task distillation runs without the teacher: --teacher_cache {caches} (its outline is {outline})")
+        opened.log.line(
+            f"Task distillation runs without the teacher: --teacher_cache {caches} (its outline is {outline})"
+        )
         return outline
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import params, runtime
+from .. import params
 from ..config import numbers
 from ..data.loader import Loader, check_buckets, choose_buckets
 from ..data.records import Rows, read_rows
@@ -26,6 +26,7 @@ from ..models.config import ModelConfig, WordConfig
 from ..models.heads import TextModel, predict_function
 from ..problems import MULTI, REGRESSION, SINGLE, TOKEN
 from ..train.log import RunLog
+from .run import Run
 
 EVAL_BATCH = 64
 
@@ -258,11 +259,11 @@ def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
     return check_buckets(numbers(spec, "--buckets"), rows)
 
 
-def note_data_sink(wanted: bool, place: runtime.Runtime, log: RunLog) -> None:
+def note_data_sink(wanted: bool, run: Run) -> None:
     """Say what becomes of `--enable_data_sink`: batches of several lengths are fed step by step on every device."""
     if wanted:
-        log.line(
-            f"Data sink: on {place.device} a thread makes batches ahead, fed step by step as their lengths may differ"
+        run.log.line(
+            f"Data sink: on {run.place.device} a thread makes batches ahead, fed step by step as their lengths may differ"
         )
 
 

@@ -18,7 +18,8 @@ from ..models.config import ModelConfig
 from ..models.words import WordModel
 from . import common, report, task_job
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
-from .stage import Stage, Work, open_run, run_stage
+from .run import Run, open_run
+from .stage import Stage, Work, run_stage
 from .task_job import Job
 
 
@@ -84,29 +85,19 @@ def run(
     """
     run_flags.output_dir = run_flags.output_dir or "runs/distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    with open_run(run_flags, place) as (directory, log):
-        job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
+    with open_run(run_flags, step_flags, place) as opened:
+        job = prepare(opened, config, learning, student)
         result = run_stage(stage_of(job, config, learning))
         job.forget_cache()
         if not place.rank:
             if "," in config.eval_data_dir:
-                task_job.evaluate_all(
-                    job.config, job.learning, run_flags, str(result[0]), str(directory / "evaluation")
-                )
-            report.at_end(directory, log)
+                out = str(opened.directory / "evaluation")
+                task_job.evaluate_all(job.config, job.learning, run_flags, str(result[0]), out)
+            report.at_end(opened)
         return result
 
 
-def prepare(
-    config: Config,
-    learning: Learning,
-    student: StudentFlags,
-    run_flags: RunFlags,
-    step_flags: StepFlags,
-    place: runtime.Runtime,
-    directory: Path,
-    log: Any,
-) -> Job:
+def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags) -> Job:
     """Read and check what the flags name: the job of a task distillation without its first phase.
 
     Raises:
@@ -121,7 +112,7 @@ def prepare(
         td_phase2_epoch_size=config.epoch_size,
     )
     found = task_job.Learning(**common_flags(learning, task_job.Learning))
-    job = task_job.prepare(task, found, student, run_flags, step_flags, place, directory, log)
+    job = task_job.prepare(run, task, found, student)
     config.load_teacher_ckpt_path = task.load_teacher_ckpt_path  # that of a cache, where none was given
     return job
 
@@ -160,13 +151,13 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
         if learning.freeze_embeddings:
             embeddings = student.embeddings if isinstance(student, WordModel) else student.encoder.embeddings
             embeddings.word.requires_grad = False
-        job.log.line(f"The student starts from {origin}")
+        job.run.log.line(f"The student starts from {origin}")
         teachers = job.built_teachers()
         job.check(teachers)
         source, columns = job.taught(pairs, teachers)
         kept = LayerMap((), ()) if pairs is None else pairs.kept() if columns else pairs
         evaluate, save = task_job.judged(
-            job, student, job.directory, "minddistill distill", origin, lambda: common.fit_arrays(fit)
+            job, student, job.run.directory, "minddistill distill", origin, lambda: common.fit_arrays(fit)
         )
         cell = Distiller(student, source, objective_of(job, learning, kept, fit))
         return Work(cell, job.loader(columns), save, evaluate)
@@ -174,7 +165,7 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
     start = weights is not None and job.config.load_gd_ckpt_path
     return Stage(
         name="distill",
-        directory=job.directory,
+        directory=job.run.directory,
         build=build,
         epochs=config.epoch_size,
         optim=learning.optim(),
@@ -186,7 +177,7 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
         eval_steps=learning.eval_steps,
         patience=config.patience,
         most_steps=config.train_steps,
-        **job.shared | {"groups": [config, learning, job.student, job.run, job.step]},
+        **job.shared | {"groups": [config, learning, job.student, job.run.flags, job.run.step]},
     )
 
 
@@ -196,7 +187,7 @@ def _matched(job: Job, learning: Learning, student: ModelConfig) -> LayerMap | N
         return None
     job.require_one_teacher("--state_loss_ratio" if learning.state_loss_ratio else "--att_loss_ratio")
     attention = bool(learning.att_loss_ratio)
-    pairs = common.matched_layers(job.student.layer_map, student, job.teacher.config, job.log, attention)
+    pairs = common.matched_layers(job.student.layer_map, student, job.teacher.config, job.run.log, attention)
     if not learning.state_loss_ratio:
         return LayerMap(pairs.attention, ())
     return pairs.ends() if learning.state_layers == "ends" else pairs
@@ -207,7 +198,7 @@ def _projection(
 ) -> FitDense | Same:
     if pairs is None or not learning.state_loss_ratio:
         return Same()
-    return common.projection(student, job.teacher.config, pairs, job.run.seed, job.student.fit_dense, carried)
+    return common.projection(student, job.teacher.config, pairs, job.run.flags.seed, job.student.fit_dense, carried)
 
 
 def objective_of(job: Job, learning: Learning, pairs: LayerMap, fit: FitDense | Same) -> Weighted:
@@ -226,23 +217,13 @@ def objective_of(job: Job, learning: Learning, pairs: LayerMap, fit: FitDense | 
     )
 
 
-def examine(
-    config: Config,
-    learning: Learning,
-    student: StudentFlags,
-    run_flags: RunFlags,
-    step_flags: StepFlags,
-    place: runtime.Runtime,
-    directory: Path,
-    log: Any,
-) -> Stage:
+def examine(run: Run, config: Config, learning: Learning, student: StudentFlags) -> Stage:
     """All that `minddistill doctor` looks at: what `run` does before its stage is built.
 
     Raises:
         UserError: flags, records and models do not go together.
     """
-    job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
-    return stage_of(job, config, learning)
+    return stage_of(prepare(run, config, learning, student), config, learning)
 
 
 GROUPS = [Config, Learning, StudentFlags, RunFlags, StepFlags]

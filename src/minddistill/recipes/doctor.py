@@ -19,6 +19,7 @@ from ..config import config_files, parse, read_yaml
 from ..errors import UserError
 from ..train.log import RunLog
 from . import distill, finetune, general_distill, meta_pseudo_labels, pretrain_mlm, prune, task_distill
+from .run import Run
 
 _GUESSED = {"finetune": finetune, "general-distill": general_distill, "task-distill": task_distill}
 # Many configurations of the above are possible ones of these too: they are meant where none of the above fits.
@@ -75,7 +76,8 @@ def run(name: str, groups: list[Any]) -> Findings:
         _see_writable(directory)
         found(f"{directory}: can be written")
     with suppress(UserError), findings.check("flags"):
-        STAGES[name].examine(*groups, place, directory, findings)
+        *own, flags_of_run, flags_of_step = groups
+        STAGES[name].examine(Run(place, directory, findings, flags_of_run, flags_of_step), *own)
     return findings
 
 

@@ -16,11 +16,11 @@ from ..errors import UserError
 from ..models import store
 from ..models.config import ModelConfig
 from ..problems import REGRESSION
-from ..train.log import RunLog
 from . import common, report
-from .checks import Load, check_load
+from .checks import Load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
-from .stage import Stage, Work, open_run, run_stage
+from .run import Run, open_run
+from .stage import Stage, Work, run_stage
 
 
 @dataclass
@@ -50,38 +50,25 @@ def run(config: Config, optim: OptimFlags, run_flags: RunFlags, step_flags: Step
         UserError: flags, records or model do not go together.
     """
     place = runtime.start(config.device_target, config.device_id)
-    with open_run(run_flags, place) as (directory, log):
-        result = run_stage(prepare(config, optim, run_flags, step_flags, place, directory, log))
-        report.at_end(directory, log)
+    with open_run(run_flags, step_flags, place) as opened:
+        result = run_stage(prepare(opened, config, optim))
+        report.at_end(opened)
         return result
 
 
-def prepare(
-    config: Config,
-    optim: OptimFlags,
-    run_flags: RunFlags,
-    step_flags: StepFlags,
-    place: runtime.Runtime,
-    directory: Path,
-    log: RunLog,
-) -> Stage:
+def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
     """Read and check what the flags name; the stage that they describe.
 
     Raises:
         UserError: they do not go together.
     """
-    with log.check("model") as found:
+    with run.log.check("model") as found:
         weights = store.read_weights(config.model, config.num_attention_heads)
         found(common.described(weights))
-    options = {
-        "kind": config.dataset_type,
-        "schema_file": config.schema_dir,
-        "verify": run_flags.verify_records,
-        "log": log,
-    }
+    options = run.reading(config)
     train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
     names, problem = train.meta.get("labels", []), train.problem
-    with log.check("labels") as found:
+    with run.log.check("labels") as found:
         if problem == REGRESSION:
             names = ["score"]
         else:
@@ -90,15 +77,13 @@ def prepare(
         found("a number" if problem == REGRESSION else ", ".join(names))
     head = common.head_fields(weights.config, names, problem, config.relu_before_classifier)
     model_config = weights.config.with_(**head)
-    buckets = common.buckets_for(step_flags.buckets, train, fixed=False)
-    load = Load(
-        model_config.parameters, model_config, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {}
-    )
-    check_load(load, directory, place.device, log)
+    buckets = common.buckets_for(run.step.buckets, train, fixed=False)
+    size = model_config.parameters
+    run.check_load(Load(size, model_config, None, 0, 0, run.step.batch_size, buckets, config.max_ckpt_num, {}))
     dev = None
     if config.eval_data_dir:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", model_config, None, **options)
-        with log.check("labels to evaluate") as found:
+        with run.log.check("labels to evaluate") as found:
             common.check_problem(model_config, dev, "the training records")
             dev.check_classes(len(names))
             if problem != REGRESSION and dev.meta.get("labels", names) != names:
@@ -111,19 +96,19 @@ def prepare(
         model = store.build(
             weights if _classifier(weights.config) == _classifier(model_config) else _without_classifier(weights),
             model_config,
-            seed=run_flags.seed,
+            seed=run.flags.seed,
             may_miss=("classifier.", "pooler."),
-            **runtime.precision(step_flags.compute_type, step_flags.dtype, place.device),
+            **run.types,
         )
 
-        loader = Loader(train, step_flags.batch_size, buckets=buckets, seed=run_flags.seed)
+        loader = Loader(train, **run.batching(buckets))
         evaluator = None if dev is None else common.Evaluator(model, dev, common.eval_buckets(buckets, dev))
 
         def save(name: str, found: Mapping[str, float]) -> Path:
             if name == "best" and evaluator is not None:
-                evaluator.write(directory / report.BEST_PREDICTIONS)
+                evaluator.write(run.directory / report.BEST_PREDICTIONS)
             return store.save(
-                directory / name,
+                run.directory / name,
                 model,
                 tokenizer_from=weights.directory,
                 command="minddistill finetune",
@@ -135,16 +120,14 @@ def prepare(
         return Work(Distiller(model, None, Labels(problem)), loader, save, evaluator and evaluator.metrics)
 
     return Stage(
+        run=run,
         name="finetune",
-        directory=directory,
+        directory=run.directory,
         build=build,
         epochs=config.epoch_size,
         optim=optim.optim(),
-        step=step_config(step_flags, optim),
-        flags=run_flags,
-        runtime=place,
-        log=log,
-        groups=[config, optim, run_flags, step_flags],
+        step=step_config(run.step, optim),
+        groups=[config, optim, run.flags, run.step],
         content={
             "model": {"weights": weights.fingerprint()},
             "train_data_dir": train.files,

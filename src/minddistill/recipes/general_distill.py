@@ -27,9 +27,10 @@ from ..models import store
 from ..models.heads import MaskedWords
 from ..problems import SINGLE
 from . import common, report
-from .checks import Load, check_load
+from .checks import Load
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
-from .stage import Stage, Work, open_run, run_stage
+from .run import Run, open_run
+from .stage import Stage, Work, run_stage
 
 
 @dataclass
@@ -93,24 +94,13 @@ def run(
     """
     run_flags.output_dir = run_flags.output_dir or config.save_ckpt_path or "runs/general_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    with open_run(run_flags, place) as (directory, log):
-        stage = prepare(config, words, learning, student_flags, run_flags, step_flags, place, directory, log)
-        result = run_stage(stage)[0]
-        report.at_end(directory, log)
+    with open_run(run_flags, step_flags, place) as opened:
+        result = run_stage(prepare(opened, config, words, learning, student_flags))[0]
+        report.at_end(opened)
         return result
 
 
-def prepare(
-    config: Config,
-    words: Words,
-    learning: Learning,
-    student_flags: StudentFlags,
-    run_flags: RunFlags,
-    step_flags: StepFlags,
-    place: runtime.Runtime,
-    directory: Path,
-    log: common.RunLog,
-) -> Stage:
+def prepare(run: Run, config: Config, words: Words, learning: Learning, student_flags: StudentFlags) -> Stage:
     """Read and check what the flags name; the stage that they describe.
 
     Raises:
@@ -118,10 +108,10 @@ def prepare(
     """
     masked = config.objective == "mlm"
     _refuse_unused(config, words, student_flags)
-    common.note_data_sink(config.enable_data_sink, place, log)
+    common.note_data_sink(config.enable_data_sink, run)
     if not config.load_teacher_ckpt_path:
         raise UserError("--load_teacher_ckpt_path is empty; expected the pretrained teacher's directory or .ckpt")
-    with log.check("teacher") as found:
+    with run.log.check("teacher") as found:
         weights = store.read_encoder(config.load_teacher_ckpt_path, learning.teacher_num_attention_heads)
         found(common.described(weights))
         if masked and "mlm.bias" not in weights.values:
@@ -131,25 +121,22 @@ def prepare(
         "--data_dir",
         weights.config,
         weights.directory,
-        kind=config.dataset_type,
-        schema_file=config.schema_dir,
         labelled=False,
-        verify=run_flags.verify_records,
-        log=log,
+        **run.reading(config),
     )
-    masking = common.masking(weights, words.masked_lm_prob, log) if masked else {}
-    with log.check("student") as found:
+    masking = common.masking(weights, words.masked_lm_prob, run.log) if masked else {}
+    with run.log.check("student") as found:
         wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler and not masked)
         found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}")
     if masked:
         pairs = LayerMap((), (weights.config.num_hidden_layers,), (wanted.num_hidden_layers,))
-        fit = common.projection(wanted, weights.config, pairs, run_flags.seed)
+        fit = common.projection(wanted, weights.config, pairs, run.flags.seed)
         objective = _masked_words(words, pairs, fit)
     else:
-        pairs = common.matched_layers(student_flags.layer_map, wanted, weights.config, log)
-        fit = common.fit_dense(student_flags.fit_dense, wanted, weights.config, pairs, {}, run_flags.seed)
+        pairs = common.matched_layers(student_flags.layer_map, wanted, weights.config, run.log)
+        fit = common.fit_dense(student_flags.fit_dense, wanted, weights.config, pairs, {}, run.flags.seed)
         objective = Intermediate(pairs, fit, student_flags.loss_mode)
-    buckets = common.buckets_for(step_flags.buckets, rows, student_flags.loss_mode == "reference")
+    buckets = common.buckets_for(run.step.buckets, rows, student_flags.loss_mode == "reference")
     encoder = weights.config.with_(labels=(), problem=SINGLE, pooler=weights.config.pooler and not masked)
     load = Load(
         wanted.parameters + params.count(fit),
@@ -157,27 +144,27 @@ def prepare(
         weights.config,
         encoder.parameters,
         len(pairs.attention),
-        step_flags.batch_size,
+        run.step.batch_size,
         buckets,
         config.max_ckpt_num,
         {},
     )
-    check_load(load, directory, place.device, log)
+    run.check_load(load)
 
     def build() -> Work:
-        types = runtime.precision(step_flags.compute_type, step_flags.dtype, place.device)
+        types = run.types
         teacher = store.build(weights, encoder, mlm=masked, **types)
         if student_flags.init_from_teacher:
             layers = numbers(student_flags.init_from_teacher, "--init_from_teacher")
-            student = store.build(store.from_layers(weights, wanted, layers), seed=run_flags.seed, mlm=masked, **types)
+            student = store.build(store.from_layers(weights, wanted, layers), seed=run.flags.seed, mlm=masked, **types)
         else:
-            student = store.new(wanted, run_flags.seed, mlm=masked, **types)
+            student = store.new(wanted, run.flags.seed, mlm=masked, **types)
         told = "the masked words" if masked else f"teacher layers {pairs.attention}"
-        log.line(f"The student has {wanted.num_hidden_layers} layers; they learn from {told}")
+        run.log.line(f"The student has {wanted.num_hidden_layers} layers; they learn from {told}")
 
         def save(name: str, found: Mapping[str, float]) -> Path:
             return store.save(
-                directory / name,
+                run.directory / name,
                 student,
                 tokenizer_from=weights.directory,
                 command="minddistill general-distill",
@@ -188,29 +175,21 @@ def prepare(
                 mlm=masked,
             )
 
-        options = {
-            "buckets": buckets,
-            "seed": run_flags.seed,
-            "shuffle": config.do_shuffle,
-            "rank": place.rank,
-            "size": place.size,
-        }
+        options = run.batching(buckets, config.do_shuffle)
         if masked:
-            batches: Loader = MaskedLoader(rows, step_flags.batch_size, **masking, **options)
+            batches: Loader = MaskedLoader(rows, **masking, **options)
             return Work(Distiller(MaskedWords(student), MaskedWords(teacher), objective), batches, save)
-        return Work(Distiller(student, teacher, objective), Loader(rows, step_flags.batch_size, **options), save)
+        return Work(Distiller(student, teacher, objective), Loader(rows, **options), save)
 
     return Stage(
+        run=run,
         name="general",
-        directory=directory,
+        directory=run.directory,
         build=build,
         epochs=config.epoch_size,
         optim=learning.optim(),
-        step=step_config(step_flags, learning),
-        flags=run_flags,
-        runtime=place,
-        log=log,
-        groups=[config, words, learning, student_flags, run_flags, step_flags],
+        step=step_config(run.step, learning),
+        groups=[config, words, learning, student_flags, run.flags, run.step],
         content={"load_teacher_ckpt_path": {"weights": weights.fingerprint()}, "data_dir": rows.files},
         save_steps=config.save_checkpoint_step,
         keep=config.max_ckpt_num,

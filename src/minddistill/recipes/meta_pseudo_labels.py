@@ -26,7 +26,8 @@ from ..train.optim import OptimConfig, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
 from . import common, report, task_job
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
-from .stage import Stage, Work, open_run, run_stage
+from .run import Run, open_run
+from .stage import Stage, Work, run_stage
 from .task_job import Job
 
 # Flags of `StudentFlags` that say how layers are compared.
@@ -149,25 +150,16 @@ def run(
     """
     run_flags.output_dir = run_flags.output_dir or "runs/meta_pseudo_labels"
     place = runtime.start(config.device_target, config.device_id)
-    with open_run(run_flags, place, ("meta", "")) as (directory, log):
-        job, unlabelled = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
+    with open_run(run_flags, step_flags, place, ("meta", "")) as opened:
+        job, unlabelled = prepare(opened, config, learning, student)
         result = run_stage(meta_stage(job, config, learning, unlabelled))
         if config.finetune_epoch_size:
             result = run_stage(finetune_stage(job, config, learning, result[0]))
-        report.at_end(directory, log)
+        report.at_end(opened)
         return result
 
 
-def prepare(
-    config: Config,
-    learning: Learning,
-    student: StudentFlags,
-    run_flags: RunFlags,
-    step_flags: StepFlags,
-    place: runtime.Runtime,
-    directory: Path,
-    log: Any,
-) -> tuple[Job, Rows]:
+def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags) -> tuple[Job, Rows]:
     """Read and check what the flags name: the job on the labelled rows, and the rows without labels.
 
     Raises:
@@ -175,16 +167,16 @@ def prepare(
     """
     for name in set(unusual(student)) & set(_LAYERS):
         raise UserError(f"--{name} {getattr(student, name)}: layers are not compared here; leave it out")
-    if step_flags.accumulation_steps > 1:
+    if run.step.accumulation_steps > 1:
         raise UserError(
-            f"--accumulation_steps {step_flags.accumulation_steps}: the teacher hears of each step of the student; "
+            f"--accumulation_steps {run.step.accumulation_steps}: the teacher hears of each step of the student; "
             "give --accumulation_steps 1"
         )
     task = task_job.Config(
         **common_flags(config, task_job.Config), do_eval=bool(config.eval_data_dir), enable_data_sink=False
     )
     found = task_job.Learning(**common_flags(learning, task_job.Learning), teacher_cache="off")
-    job = task_job.prepare(task, found, student, run_flags, step_flags, place, directory, log)
+    job = task_job.prepare(run, task, found, student)
     job.require_one_teacher("meta pseudo labels, which train it,")
     if job.teacher.config.problem != SINGLE:
         raise UserError(
@@ -195,11 +187,8 @@ def prepare(
         "--unlabelled_data_dir",
         job.teacher.config,
         job.teacher.directory,
-        kind=config.dataset_type,
-        schema_file=config.schema_dir,
         labelled=False,
-        verify=run_flags.verify_records,
-        log=log,
+        **run.reading(config),
     )
     if unlabelled.seq_length != job.train.seq_length:
         raise UserError(
@@ -207,7 +196,7 @@ def prepare(
             f"{job.train.seq_length}; prepare both with one --max_seq_length"
         )
     # Both parts of a step are padded to one length, so that a length is compiled once.
-    job.buckets = common.buckets_for(step_flags.buckets, unlabelled, fixed=False)
+    job.buckets = common.buckets_for(run.step.buckets, unlabelled, fixed=False)
     longest = int(job.train.length.max())
     if job.buckets[-1] < longest:
         job.buckets.append(job.train.seq_length)
@@ -222,16 +211,16 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
     """
     weights, origin, wanted = task_job.starting_point(job)
     job.check_load(wanted, wanted.parameters + job.teacher.config.parameters, None)
-    directory = job.directory / "meta" if config.finetune_epoch_size else job.directory
+    directory = job.run.directory / "meta" if config.finetune_epoch_size else job.run.directory
 
     def build() -> Work:
         student = task_job.first_student(job, weights, wanted)
-        job.log.line(f"The student starts from {origin}")
+        job.run.log.line(f"The student starts from {origin}")
         teachers = job.built_teachers()
         job.check(teachers)
         teacher = teachers[0]
-        options = {"buckets": job.buckets, "seed": job.run.seed, "shuffle": config.do_shuffle}
-        batches = PairedLoader(unlabelled, Loader(job.train, job.step.batch_size, **options), **options)
+        options = job.run.batching(job.buckets, config.do_shuffle)
+        batches = PairedLoader(unlabelled, Loader(job.train, **options), **options)
         cell = Distiller(student, teacher, LogitSquares() if config.compat else PseudoLabels())
         total = len(batches) * config.epoch_size
         total = min(total, config.train_steps or total)
@@ -242,7 +231,7 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
             Distiller(teacher, None, Weighted([(0.5, Labels())])) if config.compat else TeacherLoss(teacher),
             not config.compat,
             learning.teacher(config.compat),
-            step_config(job.step, learning),
+            step_config(job.run.step, learning),
             max(total - learning.mpl_warmup_steps, 1),
             learning.mpl_warmup_steps,
         )
@@ -257,7 +246,7 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
 
     return _stage(
         job,
-        [config, learning, job.student, job.run, job.step],
+        [config, learning, job.student, job.run.flags, job.run.step],
         name="meta",
         directory=directory,
         build=build,
@@ -273,22 +262,13 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
     )
 
 
-def examine(
-    config: Config,
-    learning: Learning,
-    student: StudentFlags,
-    run_flags: RunFlags,
-    step_flags: StepFlags,
-    place: runtime.Runtime,
-    directory: Path,
-    log: Any,
-) -> Stage:
+def examine(run: Run, config: Config, learning: Learning, student: StudentFlags) -> Stage:
     """All that `minddistill doctor` looks at: what `run` does before its first stage is built.
 
     Raises:
         UserError: flags, records and models do not go together.
     """
-    job, unlabelled = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
+    job, unlabelled = prepare(run, config, learning, student)
     return meta_stage(job, config, learning, unlabelled)
 
 
@@ -298,14 +278,14 @@ def finetune_stage(job: Job, config: Config, learning: Learning, first: Path) ->
 
     def build() -> Work:
         student = job.build(weights, weights.config)
-        evaluate, save = task_job.judged(job, student, job.directory, f"{_COMMAND} (fine-tuning)", str(first))
+        evaluate, save = task_job.judged(job, student, job.run.directory, f"{_COMMAND} (fine-tuning)", str(first))
         return Work(Distiller(student, None, Labels()), job.loader(), save, evaluate)
 
     return _stage(
         job,
-        [config, learning, job.student, job.run, job.step],
+        [config, learning, job.student, job.run.flags, job.run.step],
         name="finetune",
-        directory=job.directory,
+        directory=job.run.directory,
         build=build,
         epochs=config.finetune_epoch_size,
         optim=learning.optim(learning.finetune_learning_rate),

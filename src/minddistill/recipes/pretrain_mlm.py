@@ -16,9 +16,10 @@ from ..models import store
 from ..models.heads import MaskedWords
 from ..problems import SINGLE
 from . import common, report
-from .checks import Load, check_load
+from .checks import Load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
-from .stage import Stage, Work, open_run, run_stage
+from .run import Run, open_run
+from .stage import Stage, Work, run_stage
 
 
 @dataclass
@@ -54,27 +55,19 @@ def run(config: Config, learning: Learning, run_flags: RunFlags, step_flags: Ste
         UserError: flags, records or model do not go together.
     """
     place = runtime.start(config.device_target, config.device_id)
-    with open_run(run_flags, place) as (directory, log):
-        result = run_stage(prepare(config, learning, run_flags, step_flags, place, directory, log))[0]
-        report.at_end(directory, log)
+    with open_run(run_flags, step_flags, place) as opened:
+        result = run_stage(prepare(opened, config, learning))[0]
+        report.at_end(opened)
         return result
 
 
-def prepare(
-    config: Config,
-    learning: Learning,
-    run_flags: RunFlags,
-    step_flags: StepFlags,
-    place: runtime.Runtime,
-    directory: Path,
-    log: common.RunLog,
-) -> Stage:
+def prepare(run: Run, config: Config, learning: Learning) -> Stage:
     """Read and check what the flags name; the stage that they describe.
 
     Raises:
         UserError: they do not go together.
     """
-    with log.check("model") as found:
+    with run.log.check("model") as found:
         weights = store.read_encoder(config.model, config.num_attention_heads)
         found(common.described(weights))
     rows = common.read_checked(
@@ -82,28 +75,24 @@ def prepare(
         "--data_dir",
         weights.config,
         weights.directory,
-        kind=config.dataset_type,
-        schema_file=config.schema_dir,
         labelled=False,
-        verify=run_flags.verify_records,
-        log=log,
+        **run.reading(config),
     )
-    masking = common.masking(weights, config.masked_lm_prob, log)
+    masking = common.masking(weights, config.masked_lm_prob, run.log)
     wanted = weights.config.with_(labels=(), problem=SINGLE, pooler=False)
-    buckets = common.buckets_for(step_flags.buckets, rows, fixed=False)
-    load = Load(wanted.parameters, wanted, None, 0, 0, step_flags.batch_size, buckets, config.max_ckpt_num, {})
-    check_load(load, directory, place.device, log)
+    buckets = common.buckets_for(run.step.buckets, rows, fixed=False)
+    load = Load(wanted.parameters, wanted, None, 0, 0, run.step.batch_size, buckets, config.max_ckpt_num, {})
+    run.check_load(load)
 
     def build() -> Work:
-        types = runtime.precision(step_flags.compute_type, step_flags.dtype, place.device)
-        model = store.build(weights, wanted, seed=run_flags.seed, may_miss=("mlm.",), mlm=True, **types)
+        model = store.build(weights, wanted, seed=run.flags.seed, may_miss=("mlm.",), mlm=True, **run.types)
         if config.train == "head":
             for parameter in model.encoder.get_parameters():
                 parameter.requires_grad = False
 
         def save(name: str, found: Mapping[str, float]) -> Path:
             return store.save(
-                directory / name,
+                run.directory / name,
                 model,
                 tokenizer_from=weights.directory,
                 command="minddistill pretrain-mlm",
@@ -113,26 +102,18 @@ def prepare(
                 mlm=True,
             )
 
-        batches = MaskedLoader(
-            rows,
-            step_flags.batch_size,
-            **masking,
-            buckets=buckets,
-            seed=run_flags.seed,
-        )
+        batches = MaskedLoader(rows, **masking, **run.batching(buckets))
         return Work(Distiller(MaskedWords(model), None, MaskedLM()), batches, save)
 
     return Stage(
+        run=run,
         name="mlm",
-        directory=directory,
+        directory=run.directory,
         build=build,
         epochs=config.epoch_size,
         optim=learning.optim(),
-        step=step_config(step_flags, learning),
-        flags=run_flags,
-        runtime=place,
-        log=log,
-        groups=[config, learning, run_flags, step_flags],
+        step=step_config(run.step, learning),
+        groups=[config, learning, run.flags, run.step],
         content={"model": {"weights": weights.fingerprint()}, "data_dir": rows.files},
         save_steps=config.save_checkpoint_step,
         keep=config.max_ckpt_num,

@@ -25,12 +25,12 @@ from ..models.config import ModelConfig
 from ..models.heads import TextModel
 from ..prune import structured, vocabulary
 from ..prune.sparse import Pruner, Sparsity
-from ..train.log import RunLog
 from . import common, report
-from .checks import Load, check_load
+from .checks import Load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
 from .prune_structured import Structure, structured_stages, target_of
-from .stage import Stage, Work, open_run, run_stage
+from .run import Run, open_run
+from .stage import Stage, Work, run_stage
 
 _WORTH = 0.01  # the part of a model's parameters that must go for a smaller one to be written
 
@@ -84,15 +84,11 @@ class Job:
         groups: of flags, all of them.
     """
 
+    run: Run
     config: Config
     losses: Losses
     optim: OptimFlags
-    run: RunFlags
-    step: StepFlags
     groups: Sequence[Any]
-    place: runtime.Runtime
-    directory: Path
-    log: RunLog
     dense: store.Weights
     teacher: store.Weights
     train: Rows
@@ -101,12 +97,11 @@ class Job:
 
     def build(self, weights: store.Weights) -> TextModel:
         """A model on this job's device and in its types."""
-        types = runtime.precision(self.step.compute_type, self.step.dtype, self.place.device)
-        return store.build(weights, seed=self.run.seed, **types)
+        return store.build(weights, seed=self.run.flags.seed, **self.run.types)
 
     def loader(self, rows: Rows) -> Loader:
         """Batches of rows, as they are trained on."""
-        return Loader(rows, self.step.batch_size, buckets=self.buckets, seed=self.run.seed)
+        return Loader(rows, **self.run.batching(self.buckets))
 
     def work(
         self, weights: store.Weights, directory: Path, layers: str, facts: Callable[[], Mapping[str, Any]]
@@ -127,7 +122,7 @@ class Job:
 
         def save(name: str, found: Mapping[str, float]) -> Path:
             if name == "best" and evaluator is not None:
-                evaluator.write(self.directory / report.BEST_PREDICTIONS)
+                evaluator.write(self.run.directory / report.BEST_PREDICTIONS)
             return store.save(
                 directory / name,
                 student,
@@ -156,15 +151,13 @@ class Job:
             "eval_data_dir": {} if self.dev is None else self.dev.files,
         }
         return Stage(
+            run=self.run,
             name=name,
             directory=directory,
             build=build,
             epochs=self.config.epoch_size,
             optim=self.optim.optim(),
-            step=step_config(self.step, self.optim),
-            flags=self.run,
-            runtime=self.place,
-            log=self.log,
+            step=step_config(self.run.step, self.optim),
             groups=self.groups,
             content=content,
             free=("teacher", "prune_vocabulary"),
@@ -181,8 +174,8 @@ class Job:
         teacher = self.build(self.teacher)
         if self.dev is not None:
             shapes = common.eval_buckets(self.buckets, self.dev)
-            found = common.check_teacher(teacher, self.dev, shapes, self.config.allow_weak_teacher, self.log.line)
-            found.write(self.directory / report.TEACHER_PREDICTIONS)
+            found = common.check_teacher(teacher, self.dev, shapes, self.config.allow_weak_teacher, self.run.log.line)
+            found.write(self.run.directory / report.TEACHER_PREDICTIONS)
         return teacher
 
     def _objective(self, student: ModelConfig, layers: str) -> nn.Cell:
@@ -199,9 +192,11 @@ class Job:
         teacher = self.teacher.config
         pairs = layer_map(layers, student.num_hidden_layers, teacher.num_hidden_layers)
         if student.layer_heads != tuple(teacher.layer_heads[layer] for layer in pairs.attention):
-            self.log.line("heads: not as many as the teacher has; hidden states are compared, attention scores are not")
+            self.run.log.line(
+                "heads: not as many as the teacher has; hidden states are compared, attention scores are not"
+            )
             pairs = LayerMap((), pairs.hidden)
-        return Intermediate(pairs, common.projection(student, teacher, pairs, self.run.seed))
+        return Intermediate(pairs, common.projection(student, teacher, pairs, self.run.flags.seed))
 
 
 def run(
@@ -222,9 +217,9 @@ def run(
     settings = _settings(config, sparsity, groups, structure)
     place = runtime.start(config.device_target, config.device_id)
     steps = structure.directories() if config.method == "structured" else [""]
-    with open_run(run_flags, place, steps) as (directory, log):
+    with open_run(run_flags, step_flags, place, steps) as opened:
         flags = [config, sparsity, groups, structure, losses, optim, run_flags, step_flags]
-        job = prepare(config, losses, optim, run_flags, step_flags, flags, place, directory, log)
+        job = prepare(opened, config, losses, optim, flags)
         if config.method == "sparse":
             result = run_stage(sparse_stage(job, settings))
             result = shrunk(job, *result)
@@ -232,7 +227,7 @@ def run(
             result = structured_stages(job, structure)
         if config.prune_vocabulary:
             result = without_words(job, *result)
-        report.at_end(directory, log)
+        report.at_end(opened)
         return result
 
 
@@ -246,27 +241,17 @@ def _settings(config: Config, sparsity: Sparsity, groups: Groups, structure: Str
     return [changed(sparsity, values, "--groups") for values in groups.groups] or [sparsity]
 
 
-def prepare(
-    config: Config,
-    losses: Losses,
-    optim: OptimFlags,
-    run_flags: RunFlags,
-    step_flags: StepFlags,
-    groups: Sequence[Any],
-    place: runtime.Runtime,
-    directory: Path,
-    log: RunLog,
-) -> Job:
+def prepare(run: Run, config: Config, losses: Losses, optim: OptimFlags, groups: Sequence[Any]) -> Job:
     """Read and check what the flags name.
 
     Raises:
         UserError: they do not go together.
     """
-    with log.check("model") as found:
+    with run.log.check("model") as found:
         dense = store.read_encoder(config.model, config.num_attention_heads)
         dense.config.require_classifier(dense.source)
         found(common.described(dense))
-    with log.check("teacher") as found:
+    with run.log.check("teacher") as found:
         teacher = store.read_encoder(config.teacher, config.num_attention_heads) if config.teacher else dense
         teacher.config.require_classifier(teacher.source)
         if teacher.config.vocab_size != dense.config.vocab_size:
@@ -275,39 +260,32 @@ def prepare(
                 f"{dense.config.vocab_size}; both read the same records"
             )
         found(common.described(teacher))
-    options = {
-        "kind": config.dataset_type,
-        "schema_file": config.schema_dir,
-        "verify": run_flags.verify_records,
-        "log": log,
-    }
+    options = run.reading(config)
     train = common.read_checked(config.train_data_dir, "--train_data_dir", dense.config, dense.directory, **options)
     dev = None
     if config.eval_data_dir:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", dense.config, dense.directory, **options)
-    with log.check("labels") as found:
-        dense = common.align_labels(dense, train, log.line)
-        teacher = common.align_labels(teacher, train, log.line) if config.teacher else dense
+    with run.log.check("labels") as found:
+        dense = common.align_labels(dense, train, run.log.line)
+        teacher = common.align_labels(teacher, train, run.log.line) if config.teacher else dense
         train.check_classes(dense.config.num_labels, learnt=True)
         if dev is not None:
             dev.check_classes(dense.config.num_labels)
         found("a number" if dense.config.regression else ", ".join(dense.config.labels))
-    buckets = common.buckets_for(step_flags.buckets, train, fixed=False)
+    buckets = common.buckets_for(run.step.buckets, train, fixed=False)
     load = Load(
         2 * dense.config.parameters,  # with masks and scores
         dense.config,
         teacher.config,
         teacher.config.parameters,
         dense.config.num_hidden_layers if losses.intermediate_weight else 0,
-        step_flags.batch_size,
+        run.step.batch_size,
         buckets,
         config.max_ckpt_num,
         {},
     )
-    check_load(load, directory, place.device, log)
-    return Job(
-        config, losses, optim, run_flags, step_flags, groups, place, directory, log, dense, teacher, train, dev, buckets
-    )
+    run.check_load(load)
+    return Job(run, config, losses, optim, groups, dense, teacher, train, dev, buckets)
 
 
 def sparse_stage(job: Job, settings: Sequence[Sparsity]) -> Stage:
@@ -317,20 +295,20 @@ def sparse_stage(job: Job, settings: Sequence[Sparsity]) -> Stage:
         def facts() -> dict[str, Any]:
             return {"patterns": ", ".join(group.pattern for group in settings), "sparsity": work.pruner.sparsity()}
 
-        work = job.work(job.dense, job.directory, "uniform", facts)
+        work = job.work(job.dense, job.run.directory, "uniform", facts)
         an_epoch = len(work.batches)
         steps = min(an_epoch * job.config.epoch_size, job.config.train_steps or an_epoch * job.config.epoch_size)
-        work.pruner = Pruner(work.cell.trained(), settings, an_epoch, steps, job.log.line)
+        work.pruner = Pruner(work.cell.trained(), settings, an_epoch, steps, job.run.log.line)
         return work
 
-    return job.stage("prune", job.directory, build, job.dense)
+    return job.stage("prune", job.run.directory, build, job.dense)
 
 
 def shrunk(job: Job, result: Path, found: dict[str, float]) -> tuple[Path, dict[str, float]]:
     """Tell what sparsity saves, and take away heads and neurons that it has made idle, where there are any."""
     weights = store.read_weights(result)
     file = (result / store.WEIGHTS_FILE).read_bytes()
-    job.log.line(
+    job.run.log.line(
         f"{result}: {len(file) / 1e6:.1f} MB, {len(zlib.compress(file)) / 1e6:.1f} MB compressed (zlib); blocks and N:M "
         "take as long as before on runtimes without kernels for them, MindSpore and ONNX Runtime among these"
     )
@@ -361,7 +339,7 @@ def _derived(
     """Write a model that computes what the one in `source` does."""
     record = store.read_record(source)
     directory = store.save(
-        job.directory / name,
+        job.run.directory / name,
         store.build(weights),
         tokenizer_from=tokenizer or source,
         command=record["command"],
@@ -370,22 +348,18 @@ def _derived(
         metrics=found,
     )
     before, after = record["parameters"], store.read_record(directory)["parameters"]
-    job.log.line(f"{directory}: the same model with {after} parameters, {after / before:.3f} of those of {source}")
+    job.run.log.line(f"{directory}: the same model with {after} parameters, {after / before:.3f} of those of {source}")
     return directory
 
 
 def examine(
+    run: Run,
     config: Config,
     sparsity: Sparsity,
     groups: Groups,
     structure: Structure,
     losses: Losses,
     optim: OptimFlags,
-    run_flags: RunFlags,
-    step_flags: StepFlags,
-    place: runtime.Runtime,
-    directory: Path,
-    log: RunLog,
 ) -> Job:
     """All that `minddistill doctor` looks at: what `run` does before its first stage is built.
 
@@ -393,7 +367,7 @@ def examine(
         UserError: flags, records and models do not go together.
     """
     _settings(config, sparsity, groups, structure)
-    job = prepare(config, losses, optim, run_flags, step_flags, [], place, directory, log)
+    job = prepare(run, config, losses, optim, [])
     if config.method == "structured":
         target_of(structure, job.dense.config)
     return job

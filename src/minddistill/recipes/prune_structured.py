@@ -125,9 +125,9 @@ def structured_stages(job: Job, structure: Structure) -> tuple[Path, dict[str, f
     target = target_of(structure, job.dense.config)
     if structure.target_speedup:
         target = _searched(job, structure, target)
-    source, result = job.dense, (job.directory, {})
+    source, result = job.dense, (job.run.directory, {})
     for number, name in enumerate(structure.directories(), 1):
-        result = run_stage(_stage(job, structure, target, number, job.directory / name, source))
+        result = run_stage(_stage(job, structure, target, number, job.run.directory / name, source))
         source = store.read_weights(result[0])
     return result
 
@@ -143,7 +143,7 @@ def _stage(
     def build() -> Work:
         start = structured.keep_layers(source, target.layers) if number == 1 else source
         pruned = cut(start, now, _measured(job, structure, start), structure)
-        job.log.line(
+        job.run.log.line(
             f"pruned, step {number} of {structure.steps}: {_shape(pruned.config)}; {start.config.parameters} parameters "
             f"to {pruned.config.parameters}"
         )
@@ -161,7 +161,7 @@ def _measured(job: Job, structure: Structure, weights: store.Weights) -> importa
     """The importance of a model's units on training rows."""
     rows = job.train
     if 0 < structure.importance_rows < len(rows):
-        rows = rows.take(np.random.default_rng(job.run.seed).permutation(len(rows))[: structure.importance_rows])
+        rows = rows.take(np.random.default_rng(job.run.flags.seed).permutation(len(rows))[: structure.importance_rows])
     model = job.build(weights)
     loss = Distiller(model, None, Labels(weights.config.problem))
     return importance.measure(
@@ -194,7 +194,7 @@ def _searched(job: Job, structure: Structure, target: Target) -> Target:
     Raises:
         UserError: one head is not fast enough.
     """
-    note = job.directory / "widths.json"
+    note = job.run.directory / "widths.json"
     if note.is_file():
         known = read_json(note, "the widths that were searched")
         if known["target_speedup"] == structure.target_speedup:
@@ -205,7 +205,7 @@ def _searched(job: Job, structure: Structure, target: Target) -> Target:
         heads = (low + high) // 2
         wanted = replace(target, heads=heads, neurons=_neurons(config, heads))
         fastest = _speedup(job, wanted)
-        job.log.line(f"search: {wanted.heads} heads, {wanted.neurons} neurons: {fastest:.2f} times as fast")
+        job.run.log.line(f"search: {wanted.heads} heads, {wanted.neurons} neurons: {fastest:.2f} times as fast")
         low, high = (heads, high) if fastest >= structure.speedup else (low, heads)
     if not low:
         raise UserError(

@@ -14,7 +14,8 @@ from ..models.config import ModelConfig
 from ..models.fake_quant import Grid, simulate
 from . import report, task_distill, task_job
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
-from .stage import Work, open_run, run_stage
+from .run import open_run
+from .stage import Work, run_stage
 
 if TYPE_CHECKING:
     from .quantize import Calibration, Config
@@ -79,9 +80,9 @@ def train(
     run_dir = training.run_dir or f"{config.output_dir.rstrip('/')}-run"
     flags = RunFlags(run_dir, training.resume, calibration.seed, training.log_interval)
     place = runtime.start()
-    with open_run(flags, place) as (directory, log):
+    with open_run(flags, step, place) as opened:
         student = StudentFlags(seq_length=shape.max_length)
-        job = task_job.prepare(task, learning, student, flags, step, place, directory, log)
+        job = task_job.prepare(opened, task, learning, student)
         stage = task_distill.phase_two(job, model_path(config.model), "minddistill quantize (weights of --method qat)")
 
         def build() -> Work:
@@ -100,5 +101,5 @@ def train(
             )
         )
         job.forget_cache()
-        report.at_end(directory, log)
+        report.at_end(opened)
         return found

@@ -16,9 +16,10 @@ from ..errors import UserError
 from ..evaluation.evaluate import read_predictions
 from ..files import read_json, require_directory
 from ..models import store
-from ..train.log import RunLog, read_metrics
+from ..train.log import read_metrics
 from . import common
 from .comparison import Measured, compare, headline, measured, model_table
+from .run import Run
 
 NAME = "report.html"
 TEACHER_PREDICTIONS, BEST_PREDICTIONS = "predictions_teacher.tsv", "predictions_best.tsv"
@@ -42,15 +43,15 @@ def run(config: Config) -> Path:
     return path
 
 
-def at_end(directory: Path, log: RunLog) -> None:
+def at_end(run: Run) -> None:
     """Write the report of a run that has ended, in the process that writes; where that fails the run is whole all the
     same, and a line says why."""
-    if log.directory is None:
+    if run.place.rank:
         return
     try:
-        log.line(f"Report: {write(directory)}")
+        run.log.line(f"Report: {write(run.directory)}")
     except (UserError, OSError) as error:
-        log.line(f"No report: {error}")
+        run.log.line(f"No report: {error}")
 
 
 def write(directory: Path) -> Path:

@@ -1,10 +1,9 @@
-"""One stage of training, from a cell to its model directories; and the run directory that it writes to."""
+"""One stage of training, from a cell to its model directories."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,12 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from .. import runtime
 from ..config import dump
 from ..data.loader import Loader
 from ..distill.distiller import Distiller
-from ..errors import UserError
-from ..files import read_json, remove_parts, write_json
+from ..files import read_json, write_json
 from ..prune.sparse import Pruner
 from ..train.checkpoint import Checkpoints, Saved, TrainState
 from ..train.log import RunLog
@@ -26,9 +23,7 @@ from ..train.optim import OptimConfig, Update, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
 from ..train.watch import INTERVAL, Watch
 from . import resume
-from .flags import RunFlags
-
-DONE = "done.json"
+from .run import DONE, Run
 
 
 class Companion(Protocol):
@@ -73,15 +68,13 @@ class Stage:
         free: flags that have no part in this stage.
     """
 
+    run: Run
     name: str
     directory: Path
     build: Callable[[], Work]
     epochs: int
     optim: OptimConfig
     step: StepConfig
-    flags: RunFlags
-    runtime: runtime.Runtime
-    log: RunLog
     groups: Sequence[Any]
     content: Mapping[str, Mapping[str, str]]
     free: Collection[str] = ()
@@ -91,13 +84,21 @@ class Stage:
     patience: int = 0
     most_steps: int = 0
 
+    def steps(self, epoch: int) -> tuple[int, int]:
+        """Batches and updates of the whole stage, of so many batches an epoch."""
+        batches, updates = epoch * self.epochs, -(-epoch // self.step.accumulate) * self.epochs
+        if self.most_steps:
+            batches = min(batches, self.most_steps)
+            updates = min(updates, -(-batches // self.step.accumulate))
+        return batches, updates
+
     def step_of(
         self, cell: Distiller, updates: int, pruner: Pruner | None = None
     ) -> tuple[nn.Optimizer, LossScale, Callable[..., tuple]]:
         """The optimiser over so many updates, the loss scale, and the training step that uses both."""
         optimizer = build_optimizer(cell.trained(), self.optim, updates)
         scale = LossScale(self.step.loss_scale_value, self.step.scale_factor, self.step.scale_window)
-        reducer = self.runtime.reducer(optimizer.parameters)
+        reducer = self.run.place.reducer(optimizer.parameters)
         optimise = pruner.around(Update(optimizer), optimizer) if pruner else None
         return optimizer, scale, build_step(cell, optimizer, scale, self.step, reducer, optimise)
 
@@ -112,128 +113,146 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
         UserError: an earlier run in the same directory is another one.
         KeyboardInterrupt: stopped by a signal, with the state saved.
     """
-    identity = resume.identity(stage.groups, stage.content, stage.free, stage.runtime.size)
+    identity = resume.identity(stage.groups, stage.content, stage.free, stage.run.place.size)
     done, checkpoints = stage.directory / DONE, Checkpoints(stage.directory / "checkpoints", stage.keep)
     if done.is_file():
         record = read_json(done, "the note of a finished stage")
         resume.refuse_another(done, record["identity"], identity)
         result = stage.directory / record["result"]
-        stage.log.line(f"{stage.name}: finished before; its result is {result}")
+        stage.run.log.line(f"{stage.name}: finished before; its result is {result}")
         return result, record["metrics"]
     saved, broken = checkpoints.newest()
     if broken:
-        stage.log.line(f"{stage.name}: passed over as broken in {checkpoints.directory}: {', '.join(broken)}")
+        stage.run.log.line(f"{stage.name}: passed over as broken in {checkpoints.directory}: {', '.join(broken)}")
     if saved:
         resume.refuse_another(saved.file, saved.identity, identity)
-    if stage.log.directory is not None:
-        dump(stage.log.directory / "config.yaml", stage.groups)
-    return _train(stage, identity, checkpoints, saved)
+    if stage.run.log.directory is not None:
+        dump(stage.run.log.directory / "config.yaml", stage.groups)
+    training = _Training(stage, identity, checkpoints, saved)
+    training.fit()
+    return training.finish()
 
 
-def _train(
-    stage: Stage, identity: dict[str, Any], checkpoints: Checkpoints, saved: Saved | None
-) -> tuple[Path, dict[str, float]]:
-    work = stage.build()
-    cell, train = work.cell, work.batches
-    total = len(train) * stage.epochs
-    updates = -(-len(train) // stage.step.accumulate) * stage.epochs
-    if stage.most_steps:
-        total = min(total, stage.most_steps)
-        updates = min(updates, -(-total // stage.step.accumulate))
-    pruner = work.pruner
-    optimizer, scale, step = stage.step_of(cell, updates, pruner)
-    more = {name: value for part in (pruner, work.companion) if part for name, value in part.tensors().items()}
-    state = TrainState(cell.trained(), optimizer, scale, identity, more=more)
-    if work.companion:
-        step = work.companion.around(step, state)
-    if saved:
-        saved.into(state)
-        stage.log.line(f"Resumed from {saved.file} (epoch {state.epoch + 1}, step {state.step})")
-    if pruner:
-        pruner.begin(state.step, resumed=saved is not None)
-    stage.log.rewind(stage.name, state.step)
-    leads = stage.runtime.rank == 0
-    stage.log.line(
-        f"{stage.name}: {len(train.rows)} rows, {len(train)} steps an epoch, {stage.epochs} epochs, lengths "
-        f"{','.join(map(str, train.buckets))} ({train.padding():.2f} padded tokens for a real one)"
-    )
-    stage.log.start(stage.name, total, state.step, len(train.buckets))
-    rows = train.batch_size * train.size
-    tokens = float(train.rows.length.mean()) * rows
+class _Training:
+    """A stage under way: made from an earlier run's state where there is one, then `fit`, then `finish`."""
 
-    def log(state: TrainState, outputs: tuple) -> None:
-        stage.log.numbers(state, outputs, stage.name, rows, tokens)
+    def __init__(self, stage: Stage, identity: dict[str, Any], checkpoints: Checkpoints, saved: Saved | None):
+        self.stage, self.log, self.leads = stage, stage.run.log, stage.run.place.rank == 0
+        self.identity, self.checkpoints = identity, checkpoints
+        self.work = work = stage.build()
+        self.total, updates = stage.steps(len(work.batches))
+        optimizer, scale, step = stage.step_of(work.cell, updates, work.pruner)
+        more = {name: value for part in (work.pruner, work.companion) if part for name, value in part.tensors().items()}
+        self.state = TrainState(work.cell.trained(), optimizer, scale, identity, more=more)
+        if work.companion:
+            step = work.companion.around(step, self.state)
+        if saved:
+            saved.into(self.state)
+            self.log.line(f"Resumed from {saved.file} (epoch {self.state.epoch + 1}, step {self.state.step})")
+        if work.pruner:
+            work.pruner.begin(self.state.step, resumed=saved is not None)
+        announced = _announced(step, self.log, len(work.batches.buckets))
+        directory = stage.directory if self.leads else None
+        self.watch = Watch(announced, self.state, stage.run.flags.max_skipped_steps, self._places, directory)
+        self.judged, self.metrics = -1, {}  # the step and the metrics of the latest evaluation
+        self.seconds = self.waited = 0.0  # of the training, and of these for data
 
-    latest: dict[str, Any] = {"step": -1, "metrics": {}}
+    def fit(self) -> None:
+        """Train to the end.
 
-    def judge(state: TrainState, outputs: tuple) -> None:
-        if not leads or work.evaluate is None or latest["step"] == state.step:
+        Raises:
+            KeyboardInterrupt: stopped by a signal, with the state saved.
+        """
+        stage, state, train = self.stage, self.state, self.work.batches
+        self.log.rewind(stage.name, state.step)
+        self.log.line(
+            f"{stage.name}: {len(train.rows)} rows, {len(train)} steps an epoch, {stage.epochs} epochs, lengths "
+            f"{','.join(map(str, train.buckets))} ({train.padding():.2f} padded tokens for a real one)"
+        )
+        self.log.start(stage.name, self.total, state.step, len(train.buckets))
+        began, ahead = time.perf_counter(), Prefetched(train)
+        try:
+            fit(
+                self.watch,
+                ahead,
+                state,
+                epochs=stage.epochs,
+                hooks=self._hooks(),
+                accumulate=stage.step.accumulate,
+                most_steps=stage.most_steps,
+                leads=self.leads,
+                stop_early=lambda s: bool(stage.patience) and s.epoch - s.best.get("epoch", s.epoch) > stage.patience,
+            )
+        except Stopped:
+            self.watch.check(state, ())
+            self.checkpoints.save(state)
+            self.log.stop()
+            again = " with --resume auto" if stage.run.flags.resume is False else ""
+            self.log.line(f"{stage.name}: stopped at step {state.step}; the same command{again} goes on from there")
+            raise KeyboardInterrupt from None
+        finally:
+            self.log.stop()
+        self.watch.check(state, ())  # of a run that ended inside an epoch
+        self._judge(state, ())
+        self.seconds = time.perf_counter() - began
+        self.waited = ahead.waited
+
+    def finish(self) -> tuple[Path, dict[str, float]]:
+        """Save the last model, and note that the stage is done; returns its result, as `run_stage` does."""
+        stage, state = self.stage, self.state
+        if self.leads:
+            self.work.save("last", self.metrics)
+        name, found = "best" if state.best else "last", state.best.get("metrics", {})
+        result = stage.directory / name
+        self.log.line(
+            f"{stage.name}: {state.step} steps in {self.seconds:.1f} s, {self.waited / self.seconds:.1%} of it waiting for "
+            f"data; result in {result}"
+        )
+        if self.leads:
+            done = {"result": name, "metrics": found, "steps": state.step, "seconds": self.seconds}
+            write_json(stage.directory / DONE, {"identity": self.identity, **done})
+        stage.run.place.all()  # what was saved is there for every process
+        return result, found
+
+    def _hooks(self) -> list[Hook]:
+        stage, pruner = self.stage, self.work.pruner
+        # Looked at before anything is saved, and by every process at the same steps, so that all come to the same end.
+        looks = (INTERVAL, stage.eval_steps, stage.save_steps)
+        hooks = [Hook(every, self.watch.check, at_epoch_end=True) for every in looks]
+        hooks += [Hook(stage.run.flags.log_interval, self._log), Hook(1, self.log.tick)]
+        if pruner:  # before anything is measured or saved
+            hooks.append(Hook(1, lambda state, outputs: pruner.at(state.step)))
+        hooks.append(Hook(stage.eval_steps, self._judge, at_epoch_end=True))
+        if self.leads:
+            hooks.append(Hook(stage.save_steps, lambda state, outputs: self.checkpoints.save(state), at_epoch_end=True))
+        return hooks
+
+    def _log(self, state: TrainState, outputs: tuple) -> None:
+        train = self.work.batches
+        rows = train.batch_size * train.size
+        self.log.numbers(state, outputs, self.stage.name, rows, float(train.rows.length.mean()) * rows)
+
+    def _judge(self, state: TrainState, outputs: tuple) -> None:
+        work, name = self.work, self.stage.name
+        if not self.leads or work.evaluate is None or self.judged == state.step:
             return
         found = work.evaluate()
-        latest.update(step=state.step, metrics=found)
+        self.judged, self.metrics = state.step, found
         value = next(iter(found.values()))
-        stage.log.metrics(
-            stage.name, state.epoch + bool(state.position), state.step, {f"dev_{k}": v for k, v in found.items()}
-        )
-        if pruner and not pruner.finished(state.step):
-            stage.log.line(f"dev: {value:.6f} at sparsity {pruner.sparsity():.4f}")
+        told = {f"dev_{metric}": value for metric, value in found.items()}
+        self.log.metrics(name, state.epoch + bool(state.position), state.step, told)
+        if work.pruner and not work.pruner.finished(state.step):
+            self.log.line(f"dev: {value:.6f} at sparsity {work.pruner.sparsity():.4f}")
         elif value > state.best.get("value", -np.inf):
             work.save("best", found)
             state.best = {"value": value, "epoch": state.epoch, "metrics": found}
-            stage.log.line(f"The best acc is {value:.6f}")
+            self.log.line(f"The best acc is {value:.6f}")
 
-    def rows_of(epoch: int, position: int) -> list[str]:
+    def _places(self, epoch: int, position: int) -> list[str]:
+        """Where the rows of a batch come from."""
+        train = self.work.batches
         planned = train.plan(epoch)[position]
         return [train.rows.place(int(row)) for row in planned.rows[: planned.real]]
-
-    announced = _announced(step, stage.log, len(train.buckets))
-    watch = Watch(announced, state, stage.flags.max_skipped_steps, rows_of, stage.directory if leads else None)
-    # Looked at before anything is saved, and by every process at the same steps, so that all come to the same end.
-    hooks = [Hook(every, watch.check, at_epoch_end=True) for every in (INTERVAL, stage.eval_steps, stage.save_steps)]
-    hooks += [Hook(stage.flags.log_interval, log), Hook(1, stage.log.tick)]
-    if pruner:  # before anything is measured or saved
-        hooks.append(Hook(1, lambda state, outputs: pruner.at(state.step)))
-    hooks.append(Hook(stage.eval_steps, judge, at_epoch_end=True))
-    if leads:
-        hooks.append(Hook(stage.save_steps, lambda state, outputs: checkpoints.save(state), at_epoch_end=True))
-    began, ahead = time.perf_counter(), Prefetched(train)
-    try:
-        fit(
-            watch,
-            ahead,
-            state,
-            epochs=stage.epochs,
-            hooks=hooks,
-            accumulate=stage.step.accumulate,
-            most_steps=stage.most_steps,
-            leads=leads,
-            stop_early=lambda s: bool(stage.patience) and s.epoch - s.best.get("epoch", s.epoch) > stage.patience,
-        )
-    except Stopped:
-        watch.check(state, ())
-        checkpoints.save(state)
-        stage.log.stop()
-        again = " with --resume auto" if stage.flags.resume is False else ""
-        stage.log.line(f"{stage.name}: stopped at step {state.step}; the same command{again} goes on from there")
-        raise KeyboardInterrupt from None
-    finally:
-        stage.log.stop()
-    watch.check(state, ())  # of a run that ended inside an epoch
-    judge(state, ())
-    if leads:
-        work.save("last", latest["metrics"])
-    name, found = "best" if state.best else "last", state.best.get("metrics", {})
-    result = stage.directory / name
-    seconds = time.perf_counter() - began
-    stage.log.line(
-        f"{stage.name}: {state.step} steps in {seconds:.1f} s, {ahead.waited / seconds:.1%} of it waiting for data; "
-        f"result in {result}"
-    )
-    if leads:
-        record = {"identity": identity, "result": name, "metrics": found, "steps": state.step, "seconds": seconds}
-        write_json(stage.directory / DONE, record)
-    stage.runtime.all()  # what was saved is there for every process
-    return result, found
 
 
 def _announced(step: Callable[..., tuple], log: RunLog, shapes: int) -> Callable[..., tuple]:
@@ -249,43 +268,3 @@ def _announced(step: Callable[..., tuple], log: RunLog, shapes: int) -> Callable
             return step(batch, last)
 
     return run
-
-
-@contextmanager
-def open_run(flags: RunFlags, place: runtime.Runtime, stages: Sequence[str] = ("",)) -> Iterator[tuple[Path, RunLog]]:
-    """Make the run directory, and its log; the first process writes them, the others print only. The log is closed at
-    the end.
-
-    Args:
-        stages: the directories of the command's stages in the run directory, in which an earlier run is forgotten if
-            `--resume` says so, and what a killed one left half-written is removed.
-
-    Raises:
-        UserError: `--output_dir` is empty or a file, or holds no earlier run where `--resume true` wants one.
-    """
-    if not flags.output_dir:
-        raise UserError("--output_dir is empty; expected the directory of this run")
-    directory = Path(flags.output_dir)
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"--output_dir {directory}: is a file; expected a directory")
-    if flags.resume is True and not (directory / "config.yaml").is_file():
-        raise UserError(f"--resume true: {directory} holds no earlier run; give its --output_dir, or --resume auto")
-    if not place.rank:
-        directory.mkdir(parents=True, exist_ok=True)
-        for stage in [directory / name for name in stages]:
-            _tidy(stage, start_over=flags.resume is False)
-    place.all()  # the directory is there for every process
-    log = RunLog(None if place.rank else directory, flags.log_interval)
-    try:
-        yield directory, log
-    finally:
-        log.close()
-
-
-def _tidy(stage: Path, start_over: bool) -> None:
-    checkpoints = Checkpoints(stage / "checkpoints", 1)
-    if start_over:
-        (stage / DONE).unlink(missing_ok=True)
-        checkpoints.clear()
-    for directory in (stage, checkpoints.directory):
-        remove_parts(directory)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from .. import params, runtime
 from ..config import parse
@@ -13,7 +12,8 @@ from ..distill.objectives import Intermediate, Prediction
 from ..errors import UserError
 from . import common, report
 from .flags import RunFlags, StepFlags, StudentFlags
-from .stage import Stage, Work, open_run, run_stage
+from .run import Run, open_run
+from .stage import Stage, Work, run_stage
 from .task_job import (
     Config,
     Job,
@@ -51,15 +51,15 @@ def run(
         return evaluate_all(config, learning, run_flags, config.load_td1_ckpt_path, run_flags.output_dir)
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
-    with open_run(run_flags, place, ("phase1", "")) as (directory, log):
-        job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
+    with open_run(run_flags, step_flags, place, ("phase1", "")) as opened:
+        job = prepare(opened, config, learning, student)
         first = Path(config.load_td1_ckpt_path) if config.load_td1_ckpt_path else run_stage(phase_one(job))[0]
         result = run_stage(phase_two(job, first))
         job.forget_cache()
         if not place.rank:
             if config.do_eval and "," in config.eval_data_dir:
-                evaluate_all(config, learning, run_flags, str(result[0]), str(directory / "evaluation"))
-            report.at_end(directory, log)
+                evaluate_all(config, learning, run_flags, str(result[0]), str(opened.directory / "evaluation"))
+            report.at_end(opened)
         return result
 
 
@@ -71,14 +71,14 @@ def phase_one(job: Job) -> Stage:
     """
     job.require_one_teacher("phase 1 (--load_td1_ckpt_path leaves it out)")
     weights, origin, wanted = starting_point(job)
-    pairs = common.matched_layers(job.student.layer_map, wanted, job.teacher.config, job.log)
+    pairs = common.matched_layers(job.student.layer_map, wanted, job.teacher.config, job.run.log)
     carried = {} if weights is None else weights.fit
-    fit = common.fit_dense(job.student.fit_dense, wanted, job.teacher.config, pairs, carried, job.run.seed)
+    fit = common.fit_dense(job.student.fit_dense, wanted, job.teacher.config, pairs, carried, job.run.flags.seed)
     job.check_load(wanted, wanted.parameters + params.count(fit), pairs)
 
     def build() -> Work:
         student = first_student(job, weights, wanted)
-        job.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
+        job.run.log.line(f"The student starts from {origin}; it learns from teacher layers {pairs.attention}")
         teachers = job.built_teachers()
         job.check(teachers)
         source, columns = job.taught(pairs, teachers)
@@ -87,7 +87,7 @@ def phase_one(job: Job) -> Stage:
         def save(name: str, found: Mapping[str, float]) -> Path:
             arrays = common.fit_arrays(fit)
             command = "minddistill task-distill (phase 1)"
-            return save_model(job, student, job.directory / "phase1" / name, command, origin, found, arrays)
+            return save_model(job, student, job.run.directory / "phase1" / name, command, origin, found, arrays)
 
         return Work(
             Distiller(student, source, Intermediate(kept, fit, job.student.loss_mode)), job.loader(columns), save
@@ -96,7 +96,7 @@ def phase_one(job: Job) -> Stage:
     general = weights is not None and job.config.load_gd_ckpt_path
     return Stage(
         name="phase1",
-        directory=job.directory / "phase1",
+        directory=job.run.directory / "phase1",
         build=build,
         epochs=job.config.td_phase1_epoch_size,
         optim=job.learning.phase(1),
@@ -119,7 +119,7 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
     Args:
         command: that the student's record names.
     """
-    with job.log.check("student") as found:
+    with job.run.log.check("student") as found:
         weights = student_at(job, first)
         wanted = weights.config.with_(**job.head)
         found(common.described(weights))
@@ -129,7 +129,7 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
 
     def build() -> Work:
         student = job.build(weights, wanted, ("classifier.",))
-        evaluate_dev, save = judged(job, student, job.directory, command, str(first), lambda: weights.fit)
+        evaluate_dev, save = judged(job, student, job.run.directory, command, str(first), lambda: weights.fit)
         teachers = job.built_teachers()
         if job.config.load_td1_ckpt_path:  # phase 1, which checks the teacher, was left out
             job.check(teachers)
@@ -139,7 +139,7 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
 
     return Stage(
         name="phase2",
-        directory=job.directory,
+        directory=job.run.directory,
         build=build,
         epochs=job.config.td_phase2_epoch_size,
         optim=learning.phase(2),
@@ -154,22 +154,13 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
     )
 
 
-def examine(
-    config: Config,
-    learning: Learning,
-    student: StudentFlags,
-    run_flags: RunFlags,
-    step_flags: StepFlags,
-    place: runtime.Runtime,
-    directory: Path,
-    log: Any,
-) -> Stage:
+def examine(run: Run, config: Config, learning: Learning, student: StudentFlags) -> Stage:
     """All that `minddistill doctor` looks at: what `run` does before its first stage is built.
 
     Raises:
         UserError: flags, records and models do not go together.
     """
-    job = prepare(config, learning, student, run_flags, step_flags, place, directory, log)
+    job = prepare(run, config, learning, student)
     return phase_two(job, Path(config.load_td1_ckpt_path)) if config.load_td1_ckpt_path else phase_one(job)
 
 

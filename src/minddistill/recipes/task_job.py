@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import runtime
 from ..config import flag, numbers
 from ..data.loader import Loader
 from ..data.records import Rows
@@ -26,8 +25,9 @@ from ..models.heads import TextModel
 from ..problems import REGRESSION
 from ..train.optim import OptimConfig
 from . import common, evaluate, report, teacher_cache
-from .checks import Load, check_load
-from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
+from .checks import Load
+from .flags import OptimFlags, RunFlags, StudentFlags, step_config
+from .run import Run
 
 
 @dataclass
@@ -89,14 +89,10 @@ class Learning(OptimFlags):
 class Job:
     """What the phases share."""
 
+    run: Run
     config: Config
     learning: Learning
     student: StudentFlags
-    run: RunFlags
-    step: StepFlags
-    place: runtime.Runtime
-    directory: Path
-    log: Any
     teachers: list[store.Weights]
     train: Rows
     dev: Rows | None
@@ -104,13 +100,7 @@ class Job:
 
     def build(self, weights: store.Weights, config: ModelConfig, may_miss: tuple[str, ...] = ()) -> TextModel:
         """A model on this job's device and in its types."""
-        return store.build(
-            weights,
-            config,
-            seed=self.run.seed,
-            may_miss=may_miss,
-            **runtime.precision(self.step.compute_type, self.step.dtype, self.place.device),
-        )
+        return store.build(weights, config, seed=self.run.flags.seed, may_miss=may_miss, **self.run.types)
 
     @property
     def teacher(self) -> store.Weights:
@@ -152,10 +142,10 @@ class Job:
             if teacher is None:
                 continue
             if len(teachers) > 1:
-                self.log.line(f"Teacher {index + 1} of {len(teachers)}: {self.teachers[index].source}")
-            found = common.check_teacher(teacher, self.dev, shapes, self.learning.allow_weak_teacher, self.log.line)
-            if not index and not self.place.rank:
-                found.write(self.directory / report.TEACHER_PREDICTIONS)
+                self.run.log.line(f"Teacher {index + 1} of {len(teachers)}: {self.teachers[index].source}")
+            found = common.check_teacher(teacher, self.dev, shapes, self.learning.allow_weak_teacher, self.run.log.line)
+            if not index and not self.run.place.rank:
+                found.write(self.run.directory / report.TEACHER_PREDICTIONS)
 
     @property
     def content(self) -> dict[str, dict[str, str]]:
@@ -185,11 +175,9 @@ class Job:
     def shared(self) -> dict[str, Any]:
         """What the stages of both phases have in common."""
         return {
-            "step": step_config(self.step, self.learning),
-            "flags": self.run,
-            "runtime": self.place,
-            "log": self.log,
-            "groups": [self.config, self.learning, self.student, self.run, self.step],
+            "run": self.run,
+            "step": step_config(self.run.step, self.learning),
+            "groups": [self.config, self.learning, self.student, self.run.flags, self.run.step],
             "save_steps": self.config.save_ckpt_step,
             "keep": self.config.max_ckpt_num,
         }
@@ -198,7 +186,7 @@ class Job:
     def caches(self) -> Path:
         """Where caches of the teacher's outputs are."""
         setting = self.learning.teacher_cache
-        return self.directory / "teacher_cache" if setting == "auto" else Path(setting)
+        return self.run.directory / "teacher_cache" if setting == "auto" else Path(setting)
 
     def built_teachers(self) -> list[TextModel | None]:
         """The teachers, each None where only its outline is here."""
@@ -206,7 +194,7 @@ class Job:
 
     def cached(self, pairs: LayerMap | None, teacher: store.Weights) -> tuple[dict[str, Any], Layout, int]:
         """Whose outputs a phase's cache holds, which of them, and in how many epochs they are read."""
-        types = {"compute_type": self.step.compute_type, "dtype": self.step.dtype}
+        types = {"compute_type": self.run.step.compute_type, "dtype": self.run.step.dtype}
         owner = teacher_cache.identity(teacher, self.train, types, self.caches)
         layout = teacher_cache.layout_of(teacher.config, pairs)
         if pairs is None:
@@ -232,12 +220,12 @@ class Job:
             None if self.carried else self.teacher.config,
             sum(value.size for weights in self.teachers for value in weights.values.values()),
             len(pairs.attention) if pairs else 0,
-            self.step.batch_size,
+            self.run.step.batch_size,
             self.buckets,
             self.config.max_ckpt_num,
             cache,
         )
-        check_load(load, self.directory, self.place.device, self.log)
+        self.run.check_load(load)
 
     def taught(
         self, pairs: LayerMap | None, teachers: Sequence[TextModel | None]
@@ -260,7 +248,7 @@ class Job:
             return source, None
         caches = [
             teacher_cache.filled(
-                self.caches, kept, self.train, owner, teacher, self.buckets, epochs, self.place, self.log.line
+                self.caches, kept, self.train, owner, teacher, self.buckets, epochs, self.run.place, self.run.log.line
             )
             for (owner, kept, _), teacher in zip(found, teachers, strict=True)
         ]
@@ -270,61 +258,37 @@ class Job:
 
     def caching_pays(self, layout: Layout, epochs: int) -> bool:
         """Whether `--teacher_cache auto` keeps a layout, decided once for a run: float16 outputs make other weights."""
-        note = self.directory / "teacher_cache.json"
+        note = self.run.directory / "teacher_cache.json"
         decided = read_json(note, "what was decided on the teacher's cache") if note.is_file() else {}
         if layout.name not in decided:
-            pays = teacher_cache.pays(layout, self.train, epochs, self.directory, self.log.line)
-            decided[layout.name] = self.place.all(pays)
-            if not self.place.rank:
+            pays = teacher_cache.pays(layout, self.train, epochs, self.run.directory, self.run.log.line)
+            decided[layout.name] = self.run.place.all(pays)
+            if not self.run.place.rank:
                 write_json(note, decided)
         return decided[layout.name]
 
     def forget_cache(self) -> None:
         """Remove what `--teacher_cache auto` kept: it may be large, and a run that has ended does not need it again."""
-        if self.learning.teacher_cache == "auto" and not self.place.rank:
+        if self.learning.teacher_cache == "auto" and not self.run.place.rank:
             shutil.rmtree(self.caches, ignore_errors=True)
 
     def loader(self, columns: Callable | None = None) -> Loader:
         """Batches of the training rows, with what a teacher's cache adds to them."""
-        return Loader(
-            self.train,
-            self.step.batch_size,
-            buckets=self.buckets,
-            seed=self.run.seed,
-            shuffle=self.config.do_shuffle,
-            rank=self.place.rank,
-            size=self.place.size,
-            columns=columns,
-        )
+        return Loader(self.train, columns=columns, **self.run.batching(self.buckets, self.config.do_shuffle))
 
 
-def prepare(
-    config: Config,
-    learning: Learning,
-    student: StudentFlags,
-    run_flags: RunFlags,
-    step_flags: StepFlags,
-    place: runtime.Runtime,
-    directory: Path,
-    log: Any,
-) -> Job:
+def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags) -> Job:
     """Read and check what the flags name, teacher and records first.
 
     Raises:
         UserError: they do not go together.
     """
-    common.note_data_sink(config.enable_data_sink, place, log)
+    common.note_data_sink(config.enable_data_sink, run)
     config.load_teacher_ckpt_path = config.load_teacher_ckpt_path or teacher_cache.outline_in(learning.teacher_cache)
     carried = not config.load_teacher_ckpt_path
-    teachers = [_reader(config, learning, student)] if carried else _teachers(config, learning, log)
+    teachers = [_reader(config, learning, student)] if carried else _teachers(config, learning, run.log)
     weights = teachers[0]
-    options = {
-        "task": config.task_name,
-        "kind": config.dataset_type,
-        "schema_file": config.schema_dir,
-        "verify": run_flags.verify_records,
-        "log": log,
-    }
+    options = {"task": config.task_name, **run.reading(config)}
     train = _training_rows(config, weights, options)
     # The first of several (MNLI's matched and mismatched) selects the best student.
     first = config.eval_data_dir.split(",")[0]
@@ -332,15 +296,15 @@ def prepare(
     if first:
         dev = common.read_checked(first, "--eval_data_dir", weights.config, weights.directory, **options)
     if carried:
-        with log.check("teacher") as found:
+        with run.log.check("teacher") as found:
             teachers = [_carried(weights, train)]
             found(f"its logits are in {train.directory}")
     for other in teachers[1:]:
-        with log.check("vocabulary of a teacher") as found:
+        with run.log.check("vocabulary of a teacher") as found:
             _check_reads(other, train, weights)
             found(f"{other.source} reads the ids of the first")
-    with log.check("labels") as found:
-        teachers = [common.align_labels(teacher, train, log.line) for teacher in teachers]
+    with run.log.check("labels") as found:
+        teachers = [common.align_labels(teacher, train, run.log.line) for teacher in teachers]
         for teacher in teachers:
             teacher.config.require_classifier(teacher.source)
         weights = teachers[0]
@@ -354,8 +318,8 @@ def prepare(
         raise UserError(
             f"{train.directory}: rows of {train.seq_length} tokens, --seq_length is {student.seq_length}; make them agree"
         )
-    buckets = common.buckets_for(step_flags.buckets, train, student.loss_mode == "reference")
-    return Job(config, learning, student, run_flags, step_flags, place, directory, log, teachers, train, dev, buckets)
+    buckets = common.buckets_for(run.step.buckets, train, student.loss_mode == "reference")
+    return Job(run, config, learning, student, teachers, train, dev, buckets)
 
 
 def _teachers(config: Config, learning: Learning, log: Any) -> list[store.Weights]:
@@ -453,7 +417,7 @@ def starting_point(job: Job) -> tuple[store.Weights | None, str, ModelConfig]:
         UserError: the flags name two starting points, or one that cannot be read.
     """
     weights, origin = _first_weights(job)
-    with job.log.check("student") as found:
+    with job.run.log.check("student") as found:
         wanted = job.student.config(job.teacher.config) if weights is None else weights.config
         wanted = wanted.with_(**job.head)
         found(f"{wanted.summary}, from {origin}")
@@ -493,8 +457,7 @@ def first_student(job: Job, weights: store.Weights | None, wanted: ModelConfig) 
     """The student at its `starting_point`."""
     if weights is not None:
         return job.build(weights, wanted, ("classifier.", "pooler."))
-    types = runtime.precision(job.step.compute_type, job.step.dtype, job.place.device)
-    return store.new(wanted, job.run.seed, **types)
+    return store.new(wanted, job.run.flags.seed, **job.run.types)
 
 
 def judged(
@@ -518,7 +481,7 @@ def judged(
 
     def save(name: str, found: Mapping[str, float]) -> Path:
         if name == "best" and evaluator is not None:
-            evaluator.write(job.directory / report.BEST_PREDICTIONS)
+            evaluator.write(job.run.directory / report.BEST_PREDICTIONS)
         return save_model(job, student, directory / name, command, origin, found, fit())
 
     return evaluator and evaluator.metrics, save

@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.summary import scalar
 
 from ..errors import UserError
 from ..files import append_line, telling_full_disk, write_text
 from .checkpoint import TrainState
+
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
 
 
 class RunLog:
@@ -129,6 +129,11 @@ class RunLog:
             return
         row = {"stage": stage, "epoch": epoch, "step": step, **found}
         append_line(self.directory / "metrics.jsonl", json.dumps(row))
+        # With PyTorch installed it takes seconds to import, which commands that train nothing need not wait for.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         with telling_full_disk(self._board):
             if self._events is None:
                 self._board.mkdir(exist_ok=True)
