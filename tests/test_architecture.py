@@ -62,6 +62,7 @@ def test_every_command_has_a_recipe():
         "prune_structured",
         "qat",
         "resume",
+        "run",
         "stage",
         "task_job",
         "teacher_cache",
