@@ -498,6 +498,77 @@ BAD_TEXT: dict[str, list[bytes]] = {
     ],
     "x.parquet": [b"PAR1"],
 }
+# What minddistill label writes, with a teacher's logits.
+BAD_LOGITS = [
+    b'{"a": 1.0}',
+    b'{"a": 1.0, "b": 0.5, "c": 2.0}',
+    b'{"a": 1.0, "c": 0.5}',
+    b'{"a": NaN, "b": 0.5}',
+    b'{"a": 1e999, "b": 0.5}',
+    b'{"a": "high", "b": 0.5}',
+    b'{"a": [1.0], "b": 0.5}',
+    b'{"a": null, "b": 0.5}',
+    b"[1.0, 0.5]",
+    b'"a"',
+    b"1.0",
+    b"null",
+    b"[" * 100_000,
+    b'{"a": 1.0, "b": ' + b"9" * 5000 + b"}",
+]
+# Words and tags of a token task.
+BAD_SENTENCES = [
+    b"",
+    b"\n\n\n",
+    b"w1\n",
+    b"w1 O\nw2\n",
+    b"w1 O\nw2 X-a\n",
+    b"w1 O\nw2 B-\n",
+    b"w1 O\n\xff\xfe O\n",
+    "w1 O\nw2 B-a\n".encode("utf-16"),
+]
+# A custom task in one file.
+TASK = "task_name: custom\ntrain_file: {train}\ntokenizer: {tokenizer}\noutput_dir: {out}\n"
+BAD_TASK = [
+    (b"problem_type: ranking\n", "problem_type"),
+    (b"problem_type: regression\n", "x.tsv"),
+    (b"problem_type: regression\nout_of_scope: oos\n", "out_of_scope"),
+    (b"label_separator: ';'\n", "label_separator"),
+    (b"problem_type: multi_label_classification\nlabel_separator: ''\n", "label_separator"),
+    (b"labels: yes\n", "labels"),
+    (b"labels: maybe,perhaps\n", "x.tsv"),
+    (b"labels: 'yes,yes'\n", "labels"),
+    (b"labels: [yes, no]\n", "labels"),
+    (b"metrics: accuracy,speed\n", "speed"),
+    (b"metrics: pearson\n", "pearson"),
+    (b"text_column: words\n", "words"),
+    (b"text_column: [text]\n", "text_column"),
+    (b"label_column: ''\n", "label"),
+    (b"text_pair_column: second\n", "second"),
+    (b"max_seq_length: 2\n", "max_seq_length"),
+    (b"max_seq_length: long\n", "max_seq_length"),
+    (b"max_seq_length: 100000000\n", "max_seq_length"),
+    (b"workers: -1\n", "workers"),
+    (b"dev_file: nowhere.tsv\n", "nowhere.tsv"),
+    (b"task_name: SST-2\nproblem_type: regression\n", "problem_type"),
+    (b"sentences: text\n", "sentences"),
+]
+BAD_SPACE = [
+    (b"", "space"),
+    (b"learning_rate: 1.0e-4\n", "learning_rate"),
+    (b"learning_rate: []\n", "learning_rate"),
+    (b"learning_rate: [[1], [2]]\n", "learning_rate"),
+    (b"learning_rate: {low: 1.0e-4}\n", "learning_rate"),
+    (b"learning_rate: {low: 2.0e-4, high: 1.0e-4}\n", "learning_rate"),
+    (b"learning_rate: {low: 0, high: 1.0e-4, log: true}\n", "learning_rate"),
+    (b"learning_rate: {low: .nan, high: 1.0e-4}\n", "learning_rate"),
+    (b"learning_rate: {low: 1.0e-5, high: 1.0e-4, step: 0}\n", "learning_rate"),
+    (b"batch_size: {low: 1, high: 4, step: 0.5}\n", "batch_size"),
+    (b"batch_size: {low: -4, high: 4}\n", "batch_size"),
+    (b"rate: [1, 2]\n", "rate"),
+    (b"output_dir: [a, b]\n", "output_dir"),
+    (b"- learning_rate\n", "space"),
+    (b"\xff\xfe", "space"),
+]
 BAD_CORPUS = {
     "x.txt": [b"", b"w1 w2.\n\xff\xfe\n", b"w1.\n" * 2, "w1 w2. w3 w4.\n".encode("utf-16")],
     "x.gz": [b"", b"plain", b"\x1f\x8b\x08\x00", b"\x1f\x8b\x08\x00" + bytes(range(40))],
@@ -635,6 +706,7 @@ def cases(inputs: Inputs, root: Path, wanted: int, seed: int) -> Iterator[Case]:
     """About `wanted` cases, of every kind in its proportion, each with a copy of what it breaks under `root`."""
     draw = random.Random(seed)
     total = sum(number for _, _, number in (*RECORDS, *MODELS)) + 14 + 20 + 24 + len(BAD_YAML) + 4
+    total += 6 + 5 + len(BAD_TASK) + len(BAD_SPACE)
     share = wanted / total
     model, runs = inputs.root / "model", numbers()
 
@@ -697,6 +769,36 @@ def cases(inputs: Inputs, root: Path, wanted: int, seed: int) -> Iterator[Case]:
         path.write_bytes(content)
         argv = ["prepare-corpus", "--input", str(path), "--tokenizer", str(model), "--workers", "1"]
         yield Case(f"corpus {content[:30]!r}", [*argv, "--output_dir", str(path.parent / "out")], name)
+    for index in some(6):
+        path, content = root / f"labelled-{index}" / "x.jsonl", draw.choice(BAD_LOGITS)
+        path.parent.mkdir()
+        good = b'{"text": "w1", "label": "a", "logits": {"a": 1.0, "b": 0.5}}\n{"text": "w2", "label": "b", "logits": '
+        path.write_bytes(good + content + b"}\n")
+        argv = ["prepare-task", "--task_name", "custom", "--train_file", str(path), "--workers", "1"]
+        argv += ["--tokenizer", str(model), "--output_dir", str(path.parent / "out")]
+        yield Case(f"logits {content[:30]!r}", argv, path.name)
+    for index, content in enumerate(draw.sample(BAD_SENTENCES, min(len(BAD_SENTENCES), len(some(5))))):
+        path = root / f"sentences-{index}" / "x.txt"
+        path.parent.mkdir()
+        path.write_bytes(content)
+        argv = ["prepare-task", "--task_name", "custom", "--problem_type", "token_classification", "--workers", "1"]
+        argv += ["--train_file", str(path), "--tokenizer", str(model), "--output_dir", str(path.parent / "out")]
+        yield Case(f"sentences {content[:30]!r}", argv, path.name)
+    for index, (content, place) in enumerate(draw.sample(BAD_TASK, min(len(BAD_TASK), len(some(len(BAD_TASK)))))):
+        path, text = root / f"task-{index}" / "task.yaml", root / f"task-{index}" / "x.tsv"
+        path.parent.mkdir()
+        text.write_text("text\tlabel\n" + GOOD_TEXT)
+        whole = TASK.format(train=text, tokenizer=model, out=path.parent / "out").encode()
+        kept = [line for line in whole.splitlines(True) if line.split(b":")[0] not in content]
+        path.write_bytes(b"".join(kept) + content)
+        yield Case(f"task {content[:40]!r}", ["prepare-task", "--config", str(path)], place)
+    for index, (content, place) in enumerate(draw.sample(BAD_SPACE, min(len(BAD_SPACE), len(some(len(BAD_SPACE)))))):
+        path = root / f"space-{index}.yaml"
+        path.write_bytes(content)
+        argv = ["search", "--command", "finetune", "--space", str(path), "--trials", "1", *run(), "--config"]
+        config = root / f"searched-{index}.yaml"
+        config.write_text(f"model: {model}\ntrain_data_dir: {inputs.root / 'tfrecord'}\n")
+        yield Case(f"space {content[:40]!r}", [*argv, str(config)], place)
     for index in some(20):
         path = root / f"table-{index}.json"
         table_wrong(path, draw)
@@ -820,7 +922,7 @@ def fuzz(count: int, seed: int, real_every: int, say: Callable[[str], None]) -> 
 def main() -> None:
     """Entry of `make fuzz`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=320)
+    parser.add_argument("--cases", type=int, default=360)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", action="store_true")
     options = parser.parse_args()

@@ -80,7 +80,7 @@ def run(config: Config) -> dict[str, Any]:
     source = files[config.split]
     tokenizer_dir = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
     tokenizer = load_tokenizer(tokenizer_dir)
-    length = config.max_seq_length or task.max_length
+    length = records.check_length(config.max_seq_length or task.max_length)
     examples = list(read_examples(source, task, config.split))
     table = label_table(task, (example.label for example in examples))
     directory, plan = Path(config.output_dir), _plan(config, source, tokenizer)

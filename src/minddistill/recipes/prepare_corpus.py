@@ -54,8 +54,7 @@ def run(config: Config) -> dict:
     tokenizer = load_tokenizer(directory)
     if not config.output_dir:
         raise UserError("--output_dir is empty; expected the directory to write records to")
-    if config.max_seq_length < 8:
-        raise UserError(f"--max_seq_length {config.max_seq_length}: expected at least 8")
+    records.check_length(config.max_seq_length)
     if not 0 <= config.masked_lm_prob < 1:
         raise UserError(f"--masked_lm_prob {config.masked_lm_prob}: expected a number from 0 up to, not including, 1")
     out = Path(config.output_dir)

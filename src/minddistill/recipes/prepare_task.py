@@ -87,9 +87,7 @@ def run(config: Config) -> dict[str, dict]:
     task, files = task_and_files(config)
     if config.dataset_type not in records.SUFFIXES:
         raise UserError(f"--dataset_type {config.dataset_type!r}: expected tfrecord or mindrecord")
-    length = config.max_seq_length or task.max_length
-    if length < 5:
-        raise UserError(f"--max_seq_length {length}: expected at least 5 tokens")
+    length = records.check_length(config.max_seq_length or task.max_length)
     if not config.output_dir:
         raise UserError("--output_dir is empty; expected the directory to write records to")
     tokenizer_dir = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
