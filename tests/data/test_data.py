@@ -230,10 +230,11 @@ def many(count=103, longest=30):
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_every_row_comes_once_an_epoch_on_any_number_of_ranks(size):
+@pytest.mark.parametrize("tokens", [0, 160])
+def test_every_row_comes_once_an_epoch_on_any_number_of_ranks(size, tokens):
     found, shapes, told = [], [], []
     for rank in range(size):
-        loader = Loader(many(), 8, buckets=[10, 20, 30], seed=1, rank=rank, size=size)
+        loader = Loader(many(), 8, buckets=[10, 20, 30], seed=1, rank=rank, size=size, batch_tokens=tokens)
         batches = list(loader.epoch(0))
         assert len(batches) == len(loader)
         shapes.append([batch["input_ids"].shape for batch in batches])
@@ -244,6 +245,8 @@ def test_every_row_comes_once_an_epoch_on_any_number_of_ranks(size):
             assert (batch["input_mask"].asnumpy().sum(1) <= batch["input_ids"].shape[1]).all()
     assert sorted(found) == list(range(103))
     assert all(shape == shapes[0] for shape in shapes)
+    wanted = {(16 if tokens and length == 10 else 8, length) for length in (10, 20, 30)}
+    assert set(shapes[0]) <= wanted and (size > 1 or set(shapes[0]) == wanted)
     # What the ranks divide by is the same, and counts no padding.
     assert all(rows == told[0] for rows in told) and sum(told[0]) == pytest.approx(103)
 

@@ -88,6 +88,7 @@ class Loader:
         seed, shuffle: of the order.
         rank, size: of this process among those that train together.
         columns: further columns of a batch, made from its row numbers (B,) and its length.
+        batch_tokens: padded tokens that a batch has at least; one of a short length then has more than `batch_size` rows.
     """
 
     def __init__(
@@ -101,9 +102,10 @@ class Loader:
         rank: int = 0,
         size: int = 1,
         columns: Callable[[np.ndarray, int], dict[str, np.ndarray]] | None = None,
+        batch_tokens: int = 0,
     ):
         self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
-        self.rank, self.size, self.columns = rank, size, columns
+        self.rank, self.size, self.columns, self.batch_tokens = rank, size, columns, batch_tokens
         self.buckets = check_buckets(buckets or [rows.seq_length], rows)
         self.steps = len(self.plan(0))
         self.tokens = rows.problem == TOKEN and rows.label is not None
@@ -114,13 +116,14 @@ class Loader:
 
     def plan(self, epoch: int) -> list[PlannedBatch]:
         """The batches of an epoch over all ranks."""
-        count, union = len(self.rows), self.batch_size * self.size
+        count = len(self.rows)
         generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         order = generator.permutation(count) if self.shuffle else np.arange(count)
         bucket = np.searchsorted(self.buckets, self.rows.length[order])
         batches, left = [], order[:0]
         for index, length in enumerate(self.buckets):
             mine = np.concatenate([left, order[bucket == index]])
+            union = max(self.batch_size, self.batch_tokens // length) * self.size
             whole = len(mine) // union * union
             batches += [PlannedBatch(part, length, union) for part in mine[:whole].reshape(-1, union)]
             left = mine[whole:]
@@ -147,7 +150,8 @@ class Loader:
 
     def batch(self, planned: PlannedBatch) -> dict[str, np.ndarray]:
         """This rank's arrays of a planned batch."""
-        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        size = len(planned.rows) // self.size
+        mine = slice(self.rank * size, (self.rank + 1) * size)
         rows, places = planned.rows[mine], np.arange(planned.length, dtype=np.int32)
         length, second = self.rows.length[rows, None], self.rows.second[rows, None]
         weight = (np.arange(len(planned.rows))[mine] < planned.real).astype(np.float32)

@@ -214,6 +214,8 @@ def task_of(config: TextFlags) -> Task:
         task = task_named(config.task_name)
     if config.labels:
         names = [name.strip() for name in config.labels.split(",")]
+        if len(set(names)) < len(names):
+            raise UserError(f"--labels {config.labels}: a name twice; expected each class once")
         task = replace(task, labels={name: name for name in names})
     return task
 
