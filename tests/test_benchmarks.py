@@ -15,7 +15,7 @@ import small
 OURS = Path(__file__).parents[1] / "benchmarks" / "ours.py"
 
 
-@pytest.mark.parametrize("which", ["general", "phase1"])
+@pytest.mark.parametrize("which", [pytest.param("general", marks=pytest.mark.slow), "phase1"])
 def test_a_stage_is_measured(which, teacher, data, tmp_path):
     records = "--data_dir" if which == "general" else "--train_data_dir"
     flags = [

@@ -68,22 +68,15 @@ def test_report_sets_the_student_beside_its_teacher(student, teacher):
     assert "Where teacher and student differ" in page and page.count("<figcaption>student</figcaption>") == 1
 
 
-def test_same_command_twice_gives_the_same_bytes(student, data, teacher, tmp_path):
-    assert distil(data, teacher, tmp_path) == 0
-    for name in ("phase1/last", "last", "best"):
-        mine, theirs = (path / name / "model.safetensors" for path in (tmp_path, student))
-        assert mine.read_bytes() == theirs.read_bytes(), name
-
-
 def test_interrupted_run_goes_on_to_the_same_bytes(student, data, teacher, tmp_path, monkeypatch):
     stop_in_step(monkeypatch, 19)
     assert distil(data, teacher, tmp_path) == 130
     monkeypatch.undo()
     assert distil(data, teacher, tmp_path) == 0
     assert "Resumed from" in (tmp_path / "log.txt").read_text()
-    assert (tmp_path / "last" / "model.safetensors").read_bytes() == (
-        student / "last" / "model.safetensors"
-    ).read_bytes()
+    for name in ("phase1/last", "last", "best"):
+        mine, theirs = (path / name / "model.safetensors" for path in (tmp_path, student))
+        assert mine.read_bytes() == theirs.read_bytes(), name
 
 
 def test_second_phase_reads_the_logits_that_the_first_one_cached(student):
@@ -163,8 +156,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_rows(data, tiny_en
     assert not (tmp_path / "done.json").exists() and not (tmp_path / "last").exists()
     saved = [file.name for file in (tmp_path / "checkpoints").iterdir()]
     assert saved == [f"step_{found['step'] - 1:08d}.safetensors"]
-    assert command("finetune", *flags, *more, "--learning_rate", 1e30) == 2
-    assert "Resumed from" in (tmp_path / "log.txt").read_text()
 
 
 def wrong(data, teacher, tmp_path):

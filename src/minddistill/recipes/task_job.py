@@ -376,11 +376,15 @@ def _training_rows(config: Config, teacher: store.Weights, options: Mapping[str,
     augmented = read(config.aug_train, "--aug_train")
     if config.train_data_dir:
         plain = read(config.train_data_dir, "--train_data_dir")
-        for name in ("task", "labels", "problem_type"):
-            if augmented.meta.get(name) != plain.meta.get(name):
+        about = [
+            {"task": rows.meta.get("task"), "labels": rows.meta.get("labels"), "problem": rows.problem}
+            for rows in (augmented, plain)
+        ]
+        for name, theirs in about[1].items():
+            if about[0][name] != theirs:
                 raise UserError(
-                    f"--aug_train {config.aug_train}: {name} {augmented.meta.get(name)}; {config.train_data_dir} has "
-                    f"{plain.meta.get(name)}; augment the text that those records were made of"
+                    f"--aug_train {config.aug_train}: {name} {about[0][name]}; {config.train_data_dir} has {theirs}; "
+                    "augment the text that those records were made of"
                 )
         options["log"].line(f"Training on {len(augmented)} augmented rows in place of {len(plain)}")
     return augmented
