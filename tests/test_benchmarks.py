@@ -18,16 +18,8 @@ OURS = Path(__file__).parents[1] / "benchmarks" / "ours.py"
 @pytest.mark.parametrize("which", [pytest.param("general", marks=pytest.mark.slow), "phase1"])
 def test_a_stage_is_measured(which, teacher, data, tmp_path):
     records = "--data_dir" if which == "general" else "--train_data_dir"
-    flags = [
-        records,
-        data / "train",
-        "--load_teacher_ckpt_path",
-        teacher,
-        "--output_dir",
-        tmp_path,
-        "--student",
-        "test-2l-32",
-    ]
+    flags = [records, data / "train", "--load_teacher_ckpt_path", teacher]
+    flags += ["--student", "test-2l-32", "--output_dir", tmp_path]
     if which == "phase1":
         flags += ["--do_eval", "false", "--td_phase1_epoch_size", "2"]
     words = [sys.executable, OURS, which, "3", *flags, *small.QUICK]

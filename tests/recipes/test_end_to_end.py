@@ -156,6 +156,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_rows(data, tiny_en
     assert not (tmp_path / "done.json").exists() and not (tmp_path / "last").exists()
     saved = [file.name for file in (tmp_path / "checkpoints").iterdir()]
     assert saved == [f"step_{found['step'] - 1:08d}.safetensors"]
+    assert command("finetune", *flags, *more, "--learning_rate", 1e30) == 2
+    assert "Resumed from" in (tmp_path / "log.txt").read_text()
 
 
 def wrong(data, teacher, tmp_path):

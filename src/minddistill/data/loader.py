@@ -88,7 +88,7 @@ class Loader:
         seed, shuffle: of the order.
         rank, size: of this process among those that train together.
         columns: further columns of a batch, made from its row numbers (B,) and its length.
-        batch_tokens: padded tokens that a batch has at least; one of a short length then has more than `batch_size` rows.
+        batch_tokens: padded tokens that a batch has, about, where `batch_size` rows have fewer; one of a short length then has more than `batch_size` rows.
     """
 
     def __init__(
@@ -150,8 +150,8 @@ class Loader:
 
     def batch(self, planned: PlannedBatch) -> dict[str, np.ndarray]:
         """This rank's arrays of a planned batch."""
-        size = len(planned.rows) // self.size
-        mine = slice(self.rank * size, (self.rank + 1) * size)
+        share = len(planned.rows) // self.size
+        mine = slice(self.rank * share, (self.rank + 1) * share)
         rows, places = planned.rows[mine], np.arange(planned.length, dtype=np.int32)
         length, second = self.rows.length[rows, None], self.rows.second[rows, None]
         weight = (np.arange(len(planned.rows))[mine] < planned.real).astype(np.float32)

@@ -40,7 +40,7 @@ LOGITS_COLUMN = "teacher_logits"  # (C,) float32, of rows that minddistill label
 WORK = ".work"  # in a record directory: what belongs to its writing, and shows that it is not finished
 SUFFIXES = {"tfrecord": (".tfrecord", ".tf_record", ".tfrecords"), "mindrecord": (".mindrecord",)}
 _READ_BATCH = 2048
-_SHORTEST, _LONGEST = 5, 8192  # tokens of a row; no encoder of these families reads more, and every row is padded
+_LONGEST = 8192  # tokens of a row; no encoder of these families reads more, and every row is padded
 _INT32 = np.iinfo(np.int32)
 
 
@@ -184,14 +184,17 @@ def schema(
     return {"datasetType": "TF", "numRows": rows, "columns": columns}
 
 
-def check_length(length: int) -> int:
+def check_length(length: int, least: int = 5) -> int:
     """The tokens of a row that `--max_seq_length` asks for.
+
+    Args:
+        least: that text of the kind fits into.
 
     Raises:
         UserError: no text fits into them, or no model reads as many.
     """
-    if not _SHORTEST <= length <= _LONGEST:
-        raise UserError(f"--max_seq_length {length}: expected {_SHORTEST} to {_LONGEST} tokens")
+    if not least <= length <= _LONGEST:
+        raise UserError(f"--max_seq_length {length}: expected {least} to {_LONGEST} tokens")
     return length
 
 

@@ -54,7 +54,7 @@ def run(config: Config) -> dict:
     tokenizer = load_tokenizer(directory)
     if not config.output_dir:
         raise UserError("--output_dir is empty; expected the directory to write records to")
-    records.check_length(config.max_seq_length)
+    records.check_length(config.max_seq_length, least=8)
     if not 0 <= config.masked_lm_prob < 1:
         raise UserError(f"--masked_lm_prob {config.masked_lm_prob}: expected a number from 0 up to, not including, 1")
     out = Path(config.output_dir)

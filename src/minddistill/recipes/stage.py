@@ -84,9 +84,9 @@ class Stage:
     patience: int = 0
     most_steps: int = 0
 
-    def steps(self, epoch: int) -> tuple[int, int]:
+    def steps(self, an_epoch: int) -> tuple[int, int]:
         """Batches and updates of the whole stage, of so many batches an epoch."""
-        batches, updates = epoch * self.epochs, -(-epoch // self.step.accumulate) * self.epochs
+        batches, updates = an_epoch * self.epochs, -(-an_epoch // self.step.accumulate) * self.epochs
         if self.most_steps:
             batches = min(batches, self.most_steps)
             updates = min(updates, -(-batches // self.step.accumulate))

@@ -376,14 +376,14 @@ def _training_rows(config: Config, teacher: store.Weights, options: Mapping[str,
     augmented = read(config.aug_train, "--aug_train")
     if config.train_data_dir:
         plain = read(config.train_data_dir, "--train_data_dir")
-        about = [
-            {"task": rows.meta.get("task"), "labels": rows.meta.get("labels"), "problem": rows.problem}
-            for rows in (augmented, plain)
-        ]
-        for name, theirs in about[1].items():
-            if about[0][name] != theirs:
+        for name, found, wanted in (
+            ("task", augmented.meta.get("task"), plain.meta.get("task")),
+            ("labels", augmented.meta.get("labels"), plain.meta.get("labels")),
+            ("problem_type", augmented.problem, plain.problem),
+        ):
+            if found != wanted:
                 raise UserError(
-                    f"--aug_train {config.aug_train}: {name} {about[0][name]}; {config.train_data_dir} has {theirs}; "
+                    f"--aug_train {config.aug_train}: {name} {found}; {config.train_data_dir} has {wanted}; "
                     "augment the text that those records were made of"
                 )
         options["log"].line(f"Training on {len(augmented)} augmented rows in place of {len(plain)}")
