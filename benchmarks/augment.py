@@ -53,9 +53,9 @@ def reference(mlm: str, texts: list[str], threads: int):
     return run
 
 
-def ours(mlm: str, texts: list[str], batch: int):
+def ours(mlm: str, texts: list[str], batch: int, compute_type: str):
     """The same of the command."""
-    model = _Mlm(Config(mlm=mlm, batch_size=batch))
+    model = _Mlm(Config(mlm=mlm, batch_size=batch, compute_type=compute_type))
     queries = [query_of(text) for text in texts]
 
     def run() -> tuple[int, float]:
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--reference", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--compute_type", default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -80,7 +81,7 @@ def main() -> None:
     lines = options.texts.read_text(encoding="utf-8").splitlines()[: options.count]
     sides = {
         "reference": reference(options.mlm, lines[: options.reference], options.threads),
-        "ours": ours(options.mlm, lines, options.batch),
+        "ours": ours(options.mlm, lines, options.batch, options.compute_type),
     }
     first = {name: run()[1] for name, run in sides.items()}
     rates: dict[str, list[float]] = {name: [] for name in sides}

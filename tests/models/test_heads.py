@@ -6,7 +6,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from minddistill import params
-from minddistill.models import store
+from minddistill.models import heads, store
 from minddistill.models.presets import preset
 
 CONFIG = preset("test-4l-32").with_(
@@ -51,3 +51,31 @@ def test_last_layer_at_the_first_position_gives_all_logits_and_gradients(changes
     assert np.ptp(whole) > 0.1
     for name, gradient in slow.items():
         np.testing.assert_allclose(fast[name], gradient, atol=1e-5 * max(1.0, np.abs(gradient).max()), err_msg=name)
+
+
+class Scores(nn.Cell):
+    """The masked-LM scores of every position."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def construct(self, batch):
+        return self.model(batch)["mlm_logits"]
+
+
+def test_likeliest_words_are_the_best_of_all_scores():
+    """Of a vocabulary of several blocks, the last of them not full."""
+    config, rng = CONFIG.with_(vocab_size=300, labels=(), pooler=False), np.random.default_rng(1)
+    model = store.new(config, seed=0, mlm=True)
+    batch = {
+        "input_ids": rng.integers(1, 300, (4, 9)).astype(np.int32),
+        "input_mask": np.ones((4, 9), np.int32),
+        "segment_ids": np.zeros((4, 9), np.int32),
+    }
+    scores = Scores(model)(ms.mutable({name: Tensor(value) for name, value in batch.items()})).asnumpy()
+    places = np.array([3, 8, 9, 20, 35, 0, 0], np.int32)
+    best = heads.likeliest_function(model, 3)(batch | {"places": places})
+    expected = np.argsort(-scores.reshape(36, 300)[places], -1)[:, :3]
+    np.testing.assert_array_equal(best, expected)
+    assert expected.max() >= 256 and len({word // 64 for word in expected.flat}) == 5

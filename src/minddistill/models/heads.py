@@ -16,6 +16,8 @@ from .layers import ACTIVATIONS, Dense, Dropout, DropoutKeys, LayerNorm, dropout
 # What stands between the first token and the classifier, by family.
 POOLER_ACTIVATION = {"bert": "tanh", "roberta": "tanh", "electra": "gelu", "distilbert": "relu"}
 
+_BLOCK = 64  # words of the vocabulary whose best is looked for first
+
 
 class MaskedLMHead(nn.Cell):
     """Dense, activation, layer norm, and a product with the word embedding (or an untied decoder).
@@ -39,11 +41,14 @@ class MaskedLMHead(nn.Cell):
         self.vocabulary = config.vocab_size
         self.matmul = ops.MatMul(transpose_b=True)
 
+    def states(self, hidden: Tensor) -> Tensor:
+        """What the decoder reads (..., E) of hidden states (..., H)."""
+        return self.norm(self.activation(self.transform(hidden)))
+
     def construct(self, hidden: Tensor, word: Tensor) -> Tensor:
         """Map hidden states (B, S, H) to scores (B, S, V); `word` (V, E) is the word embedding."""
-        x = self.norm(self.activation(self.transform(hidden)))
         table = word if self.decoder is None else self.decoder
-        scores = self.matmul(x.reshape(-1, self.width), table) + self.bias
+        scores = self.matmul(self.states(hidden).reshape(-1, self.width), table) + self.bias
         return scores.reshape(hidden.shape[:2] + (self.vocabulary,))
 
 
@@ -138,21 +143,38 @@ class MaskedWords(nn.Cell):
 
 
 class _Best(nn.Cell):
-    """The words that a masked-LM model holds likeliest at some positions."""
+    """The words that a masked-LM model holds likeliest at some places.
 
-    def __init__(self, words: MaskedWords, count: int):
+    A word among the `count` best stands in a block whose best word is among the `count` best of all blocks, so that two
+    short lists are sorted in place of the whole vocabulary. The head's bias is one more column of its decoder: adding it to
+    the scores would take as long as their product.
+    """
+
+    def __init__(self, model: TextModel, count: int):
         super().__init__(auto_prefix=False)
-        self.words, self.count = words, count
+        vocabulary = model.config.vocab_size
+        self.model, self.count, self.blocks = model, count, -(-vocabulary // _BLOCK)
+        self.most = min(count, self.blocks)
+        decoder = model.encoder.embeddings.word if model.mlm.decoder is None else model.mlm.decoder
+        table = np.zeros((self.blocks * _BLOCK, decoder.shape[1] + 1), np.float32)
+        table[:vocabulary, :-1], table[:vocabulary, -1] = decoder.asnumpy(), model.mlm.bias.asnumpy()
+        table[vocabulary:, -1] = -np.inf
+        self.table = Parameter(Tensor(table), name="table", requires_grad=False)
+        self.gather, self.highest, self.matmul = ops.Gather(), ops.ReduceMax(), ops.MatMul(transpose_b=True)
 
     def construct(self, input_ids: Tensor, input_mask: Tensor, segment_ids: Tensor, places: Tensor) -> Tensor:
-        batch = {
-            "input_ids": input_ids,
-            "input_mask": input_mask,
-            "segment_ids": segment_ids,
-            "masked_lm_positions": places,
-        }
-        scores = self.words(batch)["mlm_logits"]
-        return ops.topk(scores, self.count, -1)[1]
+        batch = {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids}
+        last = self.model.encoder(batch, None)["hidden"][-1].astype(ms.float32)
+        count = places.shape[0]
+        states = self.model.mlm.states(self.gather(last.reshape(-1, last.shape[2]), places, 0))
+        scores = self.matmul(ops.concat((states, ops.ones((count, 1), ms.float32)), 1), self.table)
+        best = self.highest(scores.reshape(count, self.blocks, _BLOCK), -1)
+        block = ops.topk(best, self.most)[1].astype(ms.int32)
+        row = ops.arange(0, count).astype(ms.int32).expand_dims(1) * self.blocks
+        words = self.gather(scores.reshape(-1, _BLOCK), (block + row).reshape(-1), 0)
+        ids = block.expand_dims(2) * _BLOCK + ops.arange(0, _BLOCK).astype(ms.int32)
+        place = ops.topk(words.reshape(count, -1), self.count)[1].astype(ms.int32)
+        return ops.gather_elements(ids.reshape(count, -1), 1, place)
 
 
 class Predictor(nn.Cell):
@@ -202,7 +224,8 @@ def predict_function(model: TextModel) -> Callable[[Mapping[str, np.ndarray]], n
 
 
 def likeliest_function(model: TextModel, count: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
-    """A function from a batch with `masked_lm_positions` (B, M) to the ids (B, M, count) of the likeliest words there."""
-    cell = _Best(MaskedWords(model), count)
-    names = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions")
+    """A function from a batch of arrays to the ids of the likeliest words at `places` (N,), positions b S + s in the
+    batch's (B, S): (N, count) int32, likeliest first."""
+    cell = _Best(model, count)
+    names = ("input_ids", "input_mask", "segment_ids", "places")
     return lambda batch: cell(*(Tensor(batch[name]) for name in names)).asnumpy()

@@ -27,8 +27,8 @@ from .resume import begin_records
 
 _TEXT = "jsonl"  # the --dataset_type of text
 _ROWS_A_SHARD = 2_000  # of the original text
-_ROWS_A_CHUNK = 256
-_LENGTHS = (16, 32, 64, 128, 256, 512)  # to which the masked-LM model's sentences are padded
+_ROWS_A_CHUNK = 1_000  # whose sentences are sorted by length
+_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 256, 512)  # to which the masked-LM model's sentences are padded
 
 
 @dataclass
@@ -55,7 +55,12 @@ class Config(prepare_task.Config):
     mask_token: str = flag("", "mask: what stands for a masked word; the tokenizer's own by default")
     teacher: str = flag("", "classifier that an augmented row must convince; empty takes all rows")
     confidence: float = flag(0.5, "score of the row's label that the teacher must give it")
-    batch_size: int = flag(64, "sentences that the models read together")
+    batch_size: int = flag(
+        64, "sentences of 32 word pieces that the models read together; more of shorter, fewer of longer ones"
+    )
+    compute_type: Literal["auto", "float16", "bfloat16", "float32"] = flag(
+        "auto", "type of the masked-LM model's matrix products; auto is float16 on Ascend and GPU, float32 on CPU"
+    )
     workers: int = flag(1, "processes, each with models of its own; 0 takes one a core")
     seed: int = flag(42, "of what is drawn")
 
@@ -288,6 +293,10 @@ class _Source:
         return found
 
 
+def _padded(length: int) -> int:
+    return next(size for size in _LENGTHS if size >= length)
+
+
 class _Mlm:
     """Asks a masked-LM model for the words at masked places, with the original sentence as the second (TinyBERT)."""
 
@@ -295,7 +304,8 @@ class _Mlm:
         from .. import runtime
         from ..models import heads, store
 
-        runtime.start("")
+        place = runtime.start()
+        types = runtime.precision(config.compute_type, "float32", place.device)
         weights = store.read_encoder(config.mlm)
         shape = weights.config.with_(labels=(), problem=SINGLE, pooler=False)
         self.tokenizer = load_tokenizer(weights.directory)
@@ -305,7 +315,7 @@ class _Mlm:
         self.start = special_id(self.tokenizer, "[CLS]", "<s>")
         self.end = special_id(self.tokenizer, "[SEP]", "</s>")
         self.pad = pad_id(self.tokenizer)
-        self.likeliest = heads.likeliest_function(store.build(weights, shape, mlm=True), config.candidates)
+        self.likeliest = heads.likeliest_function(store.build(weights, shape, mlm=True, **types), config.candidates)
         self.pieces: dict[str, list[int]] = {}
 
     def candidates(self, queries: Sequence[augment.Query]) -> list[dict[int, list[str]]]:
@@ -313,11 +323,28 @@ class _Mlm:
         found: list[dict[int, list[str]]] = [{} for _ in queries]
         asked = [row for number, query in enumerate(queries) for row in self._rows(number, query)]
         asked.sort(key=lambda row: len(row[2]))  # sentences of like length together
-        for start in range(0, len(asked), self.batch):
-            part = asked[start : start + self.batch]
+        for part in self._batches(asked):
             for (number, places, *_), words in zip(part, self._words(part), strict=True):
-                found[number] |= dict(zip(places, words, strict=False))
+                found[number] |= dict(zip(places, words, strict=True))
         return found
+
+    def _batches(self, asked: Sequence[tuple]) -> Iterator[list[tuple]]:
+        """What is asked together, of rows from short to long."""
+        part: list[tuple] = []
+        masks = 0
+        for row in asked:
+            rows, places = self._room(_padded(len(row[2])))
+            if len(part) >= rows or masks + len(row[4]) > places:
+                yield part
+                part, masks = [], 0
+            part.append(row)
+            masks += len(row[4])
+        if part:
+            yield part
+
+    def _room(self, length: int) -> tuple[int, int]:
+        """Rows and masks of a batch of that length: room for one sentence at least."""
+        return max(self.batch * 32 // length, 1), max(self.batch * 4, length // 2)
 
     def _rows(self, number: int, query: augment.Query) -> Iterator[tuple]:
         """What is asked for a query: its number, places, ids, where the second sentence begins, and the masks' positions."""
@@ -338,21 +365,22 @@ class _Mlm:
             yield number, group, ids, len(masked) + 2, [int(first[place]) for place in group]
 
     def _words(self, rows: Sequence[tuple]) -> Iterator[list[list[str]]]:
-        """The words for each place of each row; shapes are few, as each is compiled."""
-        length = next(size for size in _LENGTHS if size >= max(len(row[2]) for row in rows))
-        most = next(size for size in _LENGTHS if size >= max(len(row[4]) for row in rows))
-        ids = np.full((self.batch, length), self.pad, np.int32)
+        """The words for each place of each row; there is one shape for each length, as each is compiled."""
+        length = _padded(max(len(row[2]) for row in rows))
+        count, most = self._room(length)
+        ids = np.full((count, length), self.pad, np.int32)
         mask, segments = np.zeros_like(ids), np.zeros_like(ids)
-        positions = np.zeros((self.batch, most), np.int32)
-        mask[:, 0] = 1  # rows that fill the batch are not empty
-        for index, (_, _, row, second, places) in enumerate(rows):
+        places = np.zeros(most, np.int32)
+        mask[:, 0] = 1  # rows that fill the batch up are not empty
+        for index, (_, _, row, second, _) in enumerate(rows):
             ids[index, : len(row)], mask[index, : len(row)] = row, 1
             segments[index, second : len(row)] = 1
-            positions[index, : len(places)] = places
-        names = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions")
-        best = self.likeliest(dict(zip(names, (ids, mask, segments, positions), strict=True)))
-        for index, row in enumerate(rows):
-            yield [self._whole(best[index, place]) for place in range(len(row[4]))]
+        asked = [index * length + place for index, row in enumerate(rows) for place in row[4]]
+        places[: len(asked)] = asked
+        names = ("input_ids", "input_mask", "segment_ids", "places")
+        best = iter(self.likeliest(dict(zip(names, (ids, mask, segments, places), strict=True))))
+        for row in rows:
+            yield [self._whole(next(best)) for _ in row[4]]
 
     def _whole(self, ids: np.ndarray) -> list[str]:
         """The words among word pieces: without those that continue a word, and special ones."""
