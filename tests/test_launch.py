@@ -53,12 +53,13 @@ def test_a_rank_whose_process_ends_without_a_word_is_named(launcher):
     assert done.returncode == 1 and done.stdout.startswith("rank 3 was lost: its process ended (LOG3/log.txt);")
 
 
-def test_the_exit_code_of_a_rank_is_that_of_the_run(launcher):
+def test_the_exit_code_of_a_rank_is_that_of_the_run_and_its_reason_too(launcher):
     process, port = launcher(30)
-    rank(port, 0, []).end(0)
-    rank(port, 1, []).end(2)
+    rank(port, 0, []).end(0, "")
+    rank(port, 1, []).end(2, "--data_dir data: no such directory;\nexpected one of records")
     done = ended(process, 20)
-    assert (done.returncode, done.stdout) == (2, "rank 1 ended with exit code 2; LOG1/log.txt says why\n")
+    reason = "--data_dir data: no such directory; expected one of records"
+    assert (done.returncode, done.stdout) == (2, f"rank 1 ended with exit code 2: {reason} (LOG1/log.txt)\n")
 
 
 def test_a_signal_at_any_node_lets_the_first_rank_save(launcher):
@@ -70,7 +71,7 @@ def test_a_signal_at_any_node_lets_the_first_rank_save(launcher):
     other.send_signal(signal.SIGTERM)
     wait_for(lambda: heard, process, 10)
     assert heard == ["stop"]
-    first.end(130)
+    first.end(130, "stopped")
     for each in (process, other):
         done = ended(each, 20)
         assert done.returncode == 130 and done.stdout.startswith("stopped; the same command goes on")
@@ -86,7 +87,7 @@ def test_a_launcher_that_was_suspended_goes_on(launcher):
     time.sleep(4.5)  # longer than the silence that makes a rank lost
     process.send_signal(signal.SIGCONT)
     time.sleep(1)
-    lively.end(0)
+    lively.end(0, "")
     assert (ended(process, 20).returncode, heard) == (0, [])
 
 

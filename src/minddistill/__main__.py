@@ -45,12 +45,15 @@ COMMANDS = {
 
 def run_command(name: str, argv: list[str]) -> int:
     """Run a command of the table; a user's mistake, or a file that cannot be used, becomes one line and exit code 2."""
-    code = _run(name, argv)
-    runtime.leave(code)
+    code, why = _run(name, argv)
+    if why:
+        print(f"minddistill {name}: {why}", file=sys.stderr)
+    runtime.leave(code, why)
     return code
 
 
-def _run(name: str, argv: list[str]) -> int:
+def _run(name: str, argv: list[str]) -> tuple[int, str]:
+    """The exit code, and why it is not 0."""
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     os.environ.setdefault("GLOG_v", "3" if debug else "4")  # MindSpore's own errors come as exceptions too
@@ -60,18 +63,14 @@ def _run(name: str, argv: list[str]) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"minddistill {name}: {error}", file=sys.stderr)
-        return 2
+        return 2, str(error)
     except OSError as error:
         if debug or error.filename is None:
             raise
-        print(f"minddistill {name}: {error.filename}: {error.strerror}; check the path and its rights", file=sys.stderr)
-        return 2
+        return 2, f"{error.filename}: {error.strerror}; check the path and its rights"
     except KeyboardInterrupt:
-        again = "the same command, unless with --resume false, goes on from the last saved point"
-        print(f"minddistill {name}: stopped; {again}", file=sys.stderr)
-        return 130
-    return 0
+        return 130, "stopped; the same command, unless with --resume false, goes on from the last saved point"
+    return 0, ""
 
 
 @contextlib.contextmanager

@@ -100,7 +100,8 @@ class Launcher:
                 self.stop()
             elif word == "end":
                 self.ended.add(name)
-                self._ended(name, int(text))
+                code, _, why = text.partition(" ")
+                self._ended(name, int(code), why)
         self._lost(name, "its process ended")
         watch.cancel()
         writer.close()
@@ -115,11 +116,12 @@ class Launcher:
             if self.quiet[name] > self.silence:
                 self._lost(name, f"nothing was heard of it for {self.silence:g} s")
 
-    def _ended(self, name: str, code: int) -> None:
+    def _ended(self, name: str, code: int, why: str) -> None:
         if code == 130 or (code and self.stopping):
             self.finish(130, _STOPPED)
         elif code:
-            self.finish(code, f"{name} ended with exit code {code}; {_log(name)} says why")
+            # Told here: the others may be ended before they find the same.
+            self.finish(code, f"{name} ended with exit code {code}: {why} ({_log(name)})")
 
     def _lost(self, name: str, why: str) -> None:
         if name in self.ended:
@@ -147,7 +149,7 @@ class Launcher:
             if name not in self.ended and not writer.is_closing():
                 writer.write(f"leave {code} {reason}\n".encode())
         if self.up:
-            self.up.end(code)
+            self.up.end(code, reason)
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:

@@ -1,7 +1,7 @@
 """A process's line to the launcher, which watches all of them: beats there, orders back.
 
 A link is a TCP connection that carries lines of text. Its first line is a name ("rank 1", "node 1"); after that each
-side sends "beat" every few seconds. A process says "end CODE" before it ends and "stop" where it was told to stop; the
+side sends "beat" every few seconds. A process says "end CODE TEXT" before it ends and "stop" where it was told to stop; the
 launcher answers with "stop" (save and leave) or "leave CODE TEXT".
 """
 
@@ -61,10 +61,10 @@ class Link:
         with self._lock, contextlib.suppress(OSError):
             self._socket.sendall(line.encode() + b"\n")
 
-    def end(self, code: int) -> None:
-        """Say that this process ends by itself."""
+    def end(self, code: int, why: str) -> None:
+        """Say that this process ends by itself, and why."""
         self._ended = True
-        self.send(f"end {code}")
+        self.send(f"end {code} {' '.join(why.splitlines())}")
 
     def _watch(self) -> None:
         quiet, rest = 0.0, b""  # counted, not by the clock: a run that was suspended as a whole goes on

@@ -112,6 +112,8 @@ def _join_group() -> None:
     # On CPU a collective waits 30 s for the slowest rank, less than an evaluation of the first rank takes; whether a
     # rank is lost is the launcher's to tell.
     os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(7 * 86400))
+    if link.SILENCE in os.environ:  # the scheduler, which would end the run after 30 s, comes after it
+        os.environ.setdefault("MS_NODE_TIMEOUT", str(round(float(os.environ[link.SILENCE])) + 60))
     _launcher = link.of_rank()
     try:
         communication.init()
@@ -128,10 +130,10 @@ def _join_group() -> None:
         _launcher.watch()
 
 
-def leave(code: int) -> None:
-    """Tell the launcher, where there is one, that this process ends by itself."""
+def leave(code: int, why: str) -> None:
+    """Tell the launcher, where there is one, that this process ends by itself, and why."""
     if _launcher is not None:
-        _launcher.end(code)
+        _launcher.end(code, why)
 
 
 def precision(compute_type: str, dtype: str, device: str) -> dict[str, Any]:

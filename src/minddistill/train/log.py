@@ -54,6 +54,8 @@ class RunLog:
     def start(self, title: str, total: int, done: int, first_shapes: int) -> None:
         """Begin a stage of `total` steps; `first_shapes` shapes are compiled as they are met."""
         self.stop()
+        if self.directory is not None:  # seconds with PyTorch installed, which are no steps' time
+            import tensorboardX.summary  # noqa: F401
         self._since = (time.perf_counter(), done)
         if self._console.is_terminal:
             columns = (
@@ -129,7 +131,7 @@ class RunLog:
             return
         row = {"stage": stage, "epoch": epoch, "step": step, **found}
         append_line(self.directory / "metrics.jsonl", json.dumps(row))
-        # With PyTorch installed it takes seconds to import, which commands that train nothing need not wait for.
+        # Not at the top: with PyTorch installed it takes seconds, which commands that train nothing need not wait for.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
