@@ -64,18 +64,23 @@ class Scores(nn.Cell):
         return self.model(batch)["mlm_logits"]
 
 
-def test_likeliest_words_are_the_best_of_all_scores():
+def test_masked_words_and_the_likeliest_are_those_of_the_whole_model():
     """Of a vocabulary of several blocks, the last of them not full."""
     config, rng = CONFIG.with_(vocab_size=300, labels=(), pooler=False), np.random.default_rng(1)
     model = store.new(config, seed=0, mlm=True)
+    lengths = np.array([[9], [9], [5], [2]])
     batch = {
         "input_ids": rng.integers(1, 300, (4, 9)).astype(np.int32),
-        "input_mask": np.ones((4, 9), np.int32),
-        "segment_ids": np.zeros((4, 9), np.int32),
+        "input_mask": (np.arange(9) < lengths).astype(np.int32),
+        "segment_ids": (np.arange(9) > 5).astype(np.int32)[None].repeat(4, 0),
     }
-    scores = Scores(model)(ms.mutable({name: Tensor(value) for name, value in batch.items()})).asnumpy()
-    places = np.array([3, 8, 9, 20, 35, 0, 0], np.int32)
-    best = heads.likeliest_function(model, 3)(batch | {"places": places})
-    expected = np.argsort(-scores.reshape(36, 300)[places], -1)[:, :3]
+    places = np.array([[3, 8], [0, 2], [2, 2], [1, 0]], np.int32)
+    tensors = {name: Tensor(value) for name, value in (batch | {"masked_lm_positions": places}).items()}
+    whole, some = (Scores(cell)(ms.mutable(tensors)).asnumpy() for cell in (model, heads.MaskedWords(model)))
+    picked = np.take_along_axis(whole, places[:, :, None], 1)
+    np.testing.assert_allclose(some, picked, atol=1e-5)
+    flat = (places + 9 * np.arange(4)[:, None]).astype(np.int32).reshape(-1)
+    best = heads.likeliest_function(model, 3)(batch | {"places": flat})
+    expected = np.argsort(-picked.reshape(8, 300), -1)[:, :3]
     np.testing.assert_array_equal(best, expected)
     assert expected.max() >= 256 and len({word // 64 for word in expected.flat}) == 5

@@ -1,16 +1,14 @@
 """Augmentation and the masked-LM head it needs, from commands to records."""
 
-import mindspore as ms
 import numpy as np
 import pytest
 import spacy
-from mindspore import nn
 from small import QUICK, command
 
 from minddistill.data import records
 from minddistill.data.loader import MaskedLoader
 from minddistill.data.tokenizer import load_tokenizer
-from minddistill.models import heads, store
+from minddistill.models import store
 from minddistill.recipes import augment
 
 
@@ -21,38 +19,11 @@ def words(tiny_text, tmp_path):
     ]
 
 
-class Scores(nn.Cell):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def construct(self, batch):
-        return self.model(batch)["mlm_logits"]
-
-
 def texts(directory, encoder):
     """Text and label of every row."""
     tokenizer, rows = load_tokenizer(encoder), records.read_rows(directory)
     lines = [tokenizer.decode(ids[:n].tolist()) for ids, n in zip(rows.ids, rows.length, strict=True)]
     return lines, [rows.meta["labels"][int(label)] for label in rows.label]
-
-
-def test_masked_words_are_those_of_the_whole_model(mlm, data):
-    weights = store.read_weights(mlm)
-    shape = weights.config.with_(pooler=False)
-    model = store.build(weights, shape, mlm=True)
-    rows = records.read_rows(data / "train")
-    ids = rows.ids[:3].astype(np.int32)
-    mask = (np.arange(ids.shape[1]) < rows.length[:3, None]).astype(np.int32)
-    places = np.array([[1, 2], [0, 3], [2, 2]], np.int32)
-    batch = {"input_ids": ids, "input_mask": mask, "segment_ids": np.zeros_like(ids), "masked_lm_positions": places}
-    tensors = ms.mutable({name: ms.Tensor(value) for name, value in batch.items()})
-    whole, some = (Scores(cell)(tensors).asnumpy() for cell in (model, heads.MaskedWords(model)))
-    picked = np.take_along_axis(whole, places[:, :, None], 1)
-    np.testing.assert_allclose(some, picked, atol=1e-5)
-    flat = (places + np.arange(3)[:, None] * ids.shape[1]).reshape(-1).astype(np.int32)
-    best = heads.likeliest_function(model, 4)(batch | {"places": flat})
-    np.testing.assert_array_equal(best, np.argsort(-picked.reshape(6, -1), -1, kind="stable")[:, :4])
 
 
 def test_masks_change_by_epoch_and_count_once(data):
