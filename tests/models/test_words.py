@@ -144,10 +144,13 @@ def labelled(batch):
 
 
 @pytest.mark.parametrize("family", ["glove-cnn", *(pytest.param(f, marks=pytest.mark.slow) for f in WORD_FAMILIES[1:])])
-def test_gradients_are_those_of_pytorch(family, batch):
+def test_gradients_are_those_of_pytorch_every_time(family, batch):
+    """An operator of MindSpore may be right the first time only."""
     model = filled(small(family, dropout=0.0))
     cell = Distiller(model, None, Labels())
-    loss, gradients = Trained(cell)(labelled(batch), Tensor(0, ms.int32))
+    trained = Trained(cell)
+    for _ in range(3):
+        loss, gradients = trained(labelled(batch), Tensor(0, ms.int32))
     values = torch_values(model)
     logits = torch_logits(model.config, values, batch["input_ids"], batch["input_mask"])
     torch = pytest.importorskip("torch")

@@ -27,12 +27,17 @@ class Convolution(Dense):
 
     def __init__(self, inputs: int, filters: int, width: int, before: int = 0, compute_type: ms.Type = ms.float32):
         super().__init__(width * inputs, filters, compute_type)
-        self.width, self.room = width, (0, 0, before, width - 1 - before)
+        self.width, self.before, self.after = width, before, width - 1 - before
 
     def construct(self, x: Tensor) -> Tensor:
         """Map x (B, S, E) to (B, S, F) float32."""
         if self.width > 1:
-            length, padded = x.shape[1], ops.pad(x, self.room)
+            batch, length, inputs = x.shape
+            padded = x  # not by ops.pad: on CPU its gradient is right the first time only (docs/mindspore.md)
+            if self.before:
+                padded = ops.concat((ops.zeros((batch, self.before, inputs), x.dtype), padded), 1)
+            if self.after:
+                padded = ops.concat((padded, ops.zeros((batch, self.after, inputs), x.dtype)), 1)
             x = ops.concat([padded[:, first : first + length] for first in range(self.width)], -1)
         return super().construct(x).astype(ms.float32)
 
