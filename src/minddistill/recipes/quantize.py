@@ -203,7 +203,9 @@ def _metrics(forward: Forward, rows: Rows, shape: ModelConfig) -> dict[str, floa
     return common.scored(rows, shape, logits)
 
 
+GROUPS = [Config, Calibration, qat.Training, StepFlags]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill quantize`."""
-    groups = [Config, Calibration, qat.Training, StepFlags]
-    run(*parse("minddistill quantize", "A model in int8 for ONNX Runtime.", groups, argv))
+    run(*parse("minddistill quantize", "A model in int8 for ONNX Runtime.", GROUPS, argv))
