@@ -16,5 +16,4 @@ FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 def test_a_configuration_is_read_by_its_command(file):
     command = re.search(rf"^# +minddistill (\S+) --config configs/{file.name}", file.read_text(), re.MULTILINE)[1]
     recipe = importlib.import_module(f"minddistill.recipes.{COMMANDS[command][0]}")
-    groups = parse(f"minddistill {command}", "", recipe.GROUPS, ["--config", str(file)])
-    assert any(getattr(group, "output_dir", "") or getattr(group, "save_ckpt_path", "") for group in groups)
+    parse(f"minddistill {command}", "", recipe.GROUPS, ["--config", str(file)])  # raises where a key or value is wrong
