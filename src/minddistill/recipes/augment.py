@@ -293,10 +293,6 @@ class _Source:
         return found
 
 
-def _padded(length: int) -> int:
-    return next(size for size in _LENGTHS if size >= length)
-
-
 class _Mlm:
     """Asks a masked-LM model for the words at masked places, with the original sentence as the second (TinyBERT)."""
 
@@ -333,7 +329,7 @@ class _Mlm:
         part: list[tuple] = []
         masks = 0
         for row in asked:
-            rows, places = self._room(_padded(len(row[2])))
+            rows, places = self._room(self._padded(len(row[2])))
             if len(part) >= rows or masks + len(row[4]) > places:
                 yield part
                 part, masks = [], 0
@@ -341,6 +337,9 @@ class _Mlm:
             masks += len(row[4])
         if part:
             yield part
+
+    def _padded(self, length: int) -> int:
+        return min(next(size for size in _LENGTHS if size >= length), self.longest)
 
     def _room(self, length: int) -> tuple[int, int]:
         """Rows and masks of a batch of that length: room for one sentence at least."""
@@ -366,7 +365,7 @@ class _Mlm:
 
     def _words(self, rows: Sequence[tuple]) -> Iterator[list[list[str]]]:
         """The words for each place of each row; there is one shape for each length, as each is compiled."""
-        length = _padded(max(len(row[2]) for row in rows))
+        length = self._padded(max(len(row[2]) for row in rows))
         count, most = self._room(length)
         ids = np.full((count, length), self.pad, np.int32)
         mask, segments = np.zeros_like(ids), np.zeros_like(ids)
