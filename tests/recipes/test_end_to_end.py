@@ -84,6 +84,7 @@ def test_second_phase_reads_the_logits_that_the_first_one_cached(student):
     assert log.count("Teacher cache: written") == 1 and log.count("Teacher cache: reading") == 1
 
 
+@pytest.mark.slow
 def test_student_learns_from_a_cache_without_the_teacher(data, teacher, tmp_path, capsys):
     caches = tmp_path / "caches"
     sets = ["--train_data_dir", data / "train", "--eval_data_dir", data / "dev", "--buckets", "off"]
