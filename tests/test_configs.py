@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from minddistill.__main__ import COMMANDS
 from minddistill.config import parse
@@ -16,4 +17,7 @@ FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 def test_a_configuration_is_read_by_its_command(file):
     command = re.search(rf"^# +minddistill (\S+) --config configs/{file.name}", file.read_text(), re.MULTILINE)[1]
     recipe = importlib.import_module(f"minddistill.recipes.{COMMANDS[command][0]}")
-    parse(f"minddistill {command}", "", recipe.GROUPS, ["--config", str(file)])  # raises where a key or value is wrong
+    groups = parse(f"minddistill {command}", "", recipe.GROUPS, ["--config", str(file)])
+    found = {name: value for group in groups for name, value in vars(group).items()}
+    written = yaml.safe_load(file.read_text())
+    assert {name: found[name] for name in written} == written
