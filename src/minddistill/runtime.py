@@ -141,7 +141,7 @@ def precision(compute_type: str, dtype: str, device: str) -> dict[str, Any]:
 
     "auto" is float16 on accelerators and float32 on CPU. bfloat16 on CPU leaves tensors in float32 and lets oneDNN
     round the operands of its matrix products to bfloat16, with sums in float32, for this process from now on;
-    processors without bfloat16 instructions go on in float32.
+    processors without AMX go on in float32 (docs/mindspore.md).
 
     Raises:
         UserError: this MindSpore has no oneDNN whose mode can be set.

@@ -111,11 +111,14 @@ class Layer(nn.Cell):
         self.attention_norm = AddNorm(hidden, config.layer_norm_eps, dropout)
         self.output_norm = AddNorm(hidden, config.layer_norm_eps, dropout)
 
-    def construct(self, x: Tensor, bias: Tensor, keys: tuple, first_only: bool = False) -> tuple[Tensor, Tensor]:
+    def construct(
+        self, x: Tensor, bias: Tensor, keys: tuple, first_only: bool = False, places: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Map x (B, S, H) and an additive mask (B, 1, 1, S) to the next x and the scores (B, A, S, S).
 
         `keys` are the dropout keys of the attention weights and of the two branches, each None without dropout. With
-        `first_only` the next x (B, 1, H) and the scores (B, A, 1, S) are those of the first position.
+        `first_only` the next x (B, 1, H) and the scores (B, A, 1, S) are those of the first position; with `places`
+        (N,) the next x (1, N, H) is that of these positions b S + s, without dropout.
         """
         mine = x[:, :1] if first_only else x
         query = self.split_scaled(self.query.product(mine), self.query.bias)
@@ -127,11 +130,18 @@ class Layer(nn.Cell):
         context = self.context(weights, self.split(self.value.product(x), self.value.bias))
         if self.relative is not None:
             context = context + self.relative(weights, self.relative.quantise_values(self.relative.values), False)
-        attended = self.attention_output.product(self.merge(context))
+        context = self.merge(context)
+        if places is not None:
+            mine, context = self.at(mine, places), self.at(context, places)
+        attended = self.attention_output.product(context)
         x = self.attention_norm(mine, attended, self.attention_output.bias, keys[1]).astype(x.dtype)
         fed = self.output.product(self.activation(self.intermediate.product(x), self.intermediate.bias))
         x = self.output_norm(x, fed, self.output.bias, keys[2]).astype(x.dtype)
         return x, scores + bias
+
+    def at(self, x: Tensor, places: Tensor) -> Tensor:
+        """The vectors (1, N, H) of x (B, S, H) at places (N,)."""
+        return ops.gather(x.reshape(-1, x.shape[2]), places, 0).expand_dims(0)
 
 
 class Encoder(nn.Cell):
@@ -168,7 +178,9 @@ class Encoder(nn.Cell):
         probability = config.hidden_dropout_prob
         self.dropout = Dropout(probability, table) if probability else None
 
-    def construct(self, batch: dict, step: Tensor | None = None, first_only: bool = False) -> dict:
+    def construct(
+        self, batch: dict, step: Tensor | None = None, first_only: bool = False, places: Tensor | None = None
+    ) -> dict:
         """Encode a batch.
 
         Args:
@@ -176,6 +188,8 @@ class Encoder(nn.Cell):
             step: () int32, the optimiser step whose dropout masks apply; None encodes without dropout.
             first_only: compute the last layer at the first position alone, which is all that a classifier reads; its
                 dropout there is the same. Not with relative positions, where it changes nothing.
+            places: (N,) int32 positions b S + s of the batch at which alone the last layer is computed, where `step` is
+                None; the last hidden state is (1, N, H).
 
         Returns:
             `hidden`: L+1 tensors (B, S, H), the embedding output first; `attentions`: L tensors (B, A, S, S), the
@@ -203,7 +217,10 @@ class Encoder(nn.Cell):
                     self.broadcast(multiplier[:, first], offset[:, first]),
                     self.broadcast(multiplier[:, first + 1], offset[:, first + 1]),
                 )
-            x, scores = self.layers[index](x, bias, keys, first_only and self.absolute and index == self.depth - 1)
+            if index == self.depth - 1:
+                x, scores = self.layers[index](x, bias, keys, first_only and self.absolute, places)
+            else:
+                x, scores = self.layers[index](x, bias, keys)
             hidden += (x,)
             attentions += (scores,)
         return {"hidden": hidden, "attentions": attentions}

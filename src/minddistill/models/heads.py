@@ -164,9 +164,9 @@ class _Best(nn.Cell):
 
     def construct(self, input_ids: Tensor, input_mask: Tensor, segment_ids: Tensor, places: Tensor) -> Tensor:
         batch = {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids}
-        last = self.model.encoder(batch, None)["hidden"][-1].astype(ms.float32)
+        last = self.model.encoder(batch, None, False, places)["hidden"][-1].astype(ms.float32)
         count = places.shape[0]
-        states = self.model.mlm.states(self.gather(last.reshape(-1, last.shape[2]), places, 0))
+        states = self.model.mlm.states(last[0])
         scores = self.matmul(ops.concat((states, ops.ones((count, 1), ms.float32)), 1), self.table)
         best = self.highest(scores.reshape(count, self.blocks, _BLOCK), -1)
         block = ops.topk(best, self.most)[1].astype(ms.int32)

@@ -222,8 +222,7 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
         options = job.run.batching(job.buckets, config.do_shuffle)
         batches = PairedLoader(unlabelled, Loader(job.train, **options), **options)
         cell = Distiller(student, teacher, LogitSquares() if config.compat else PseudoLabels())
-        total = len(batches) * config.epoch_size
-        total = min(total, config.train_steps or total)
+        total, _ = stage.steps(len(batches))
         tutor = Tutor(
             student,
             teacher,
@@ -244,7 +243,7 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
 
         return Work(cell, batches, save_both, evaluate, companion=tutor)
 
-    return _stage(
+    stage = _stage(
         job,
         [config, learning, job.student, job.run.flags, job.run.step],
         name="meta",
@@ -260,6 +259,7 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
         eval_steps=learning.eval_steps,
         most_steps=config.train_steps,
     )
+    return stage
 
 
 def examine(run: Run, config: Config, learning: Learning, student: StudentFlags) -> Stage:

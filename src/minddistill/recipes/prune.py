@@ -297,11 +297,12 @@ def sparse_stage(job: Job, settings: Sequence[Sparsity]) -> Stage:
 
         work = job.work(job.dense, job.run.directory, "uniform", facts)
         an_epoch = len(work.batches)
-        steps = min(an_epoch * job.config.epoch_size, job.config.train_steps or an_epoch * job.config.epoch_size)
+        steps, _ = stage.steps(an_epoch)
         work.pruner = Pruner(work.cell.trained(), settings, an_epoch, steps, job.run.log.line)
         return work
 
-    return job.stage("prune", job.run.directory, build, job.dense)
+    stage = job.stage("prune", job.run.directory, build, job.dense)
+    return stage
 
 
 def shrunk(job: Job, result: Path, found: dict[str, float]) -> tuple[Path, dict[str, float]]:
