@@ -1,6 +1,7 @@
 """A model and its export side by side: figures against what is known of them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -40,6 +41,28 @@ def test_a_model_and_its_export_side_by_side(teacher, exported, data, tmp_path, 
     said = capsys.readouterr().out
     for name in ("best", "onnx", "100 runs after 20 untimed ones", "1 thread, pinned to core"):
         assert name in said
+
+
+def test_an_exported_model_is_evaluated_as_the_model_is(teacher, exported, data, tmp_path, capsys):
+    flags = ["--model", exported, "--data_dir", data / "dev"]
+    assert command("evaluate", *flags, "--output_dir", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["dev"]
+    assert found == json.loads((teacher / "minddistill.json").read_text())["metrics"]
+    page = (tmp_path / "out" / "evaluation.html").read_text()
+    assert f"{(exported / 'model.onnx').stat().st_size / 1e6:.1f}" in page
+    assert command("evaluate", *flags, "--output_dir", tmp_path / "out") == 0
+    assert "measured before" in capsys.readouterr().out
+    # With its outputs' names exchanged, it gives every row the other label.
+    shutil.copytree(exported, tmp_path / "exchanged")
+    config = json.loads((exported / "config.json").read_text())
+    config["id2label"] = dict(zip(config["id2label"], reversed(config["id2label"].values()), strict=True))
+    config.pop("label2id")
+    (tmp_path / "exchanged" / "config.json").write_text(json.dumps(config))
+    assert command("evaluate", "--model", tmp_path / "exchanged", *flags[2:], "--output_dir", tmp_path / "other") == 0
+    other = json.loads((tmp_path / "other" / "metrics.json").read_text())["dev"]
+    assert other["accuracy"] == pytest.approx(1 - found["accuracy"])
+    assert command("evaluate", *flags, "--device_target", "GPU") == 2
+    assert "--device_target GPU" in capsys.readouterr().err
 
 
 def test_a_typical_sentence_is_of_median_length(data):

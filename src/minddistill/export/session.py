@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,10 @@ class Session:
     def predict(self, input_ids: np.ndarray, input_mask: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
         """Logits, (B, C) or a token classifier's (B, S, C), float32 of a batch of whole numbers (B, S)."""
         return self.forward(input_ids, input_mask, segment_ids)
+
+    def of_batch(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The logits of a batch of the loader's."""
+        return self.predict(batch["input_ids"], batch["input_mask"], batch["segment_ids"])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

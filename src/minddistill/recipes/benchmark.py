@@ -21,10 +21,9 @@ from ..data.loader import Loader, PlannedBatch, choose_buckets
 from ..data.records import Rows
 from ..errors import UserError
 from ..evaluation.evaluate import predict
-from ..export.session import ONNX_FILE, Session
+from ..export.session import Session
 from ..files import model_path, write_text
 from ..models.config import ModelConfig
-from ..models.store import FIT_FILE
 from . import common
 
 _ACCURACY_BATCH = 32
@@ -133,7 +132,7 @@ def _measured(
             kind=facts.kind,
             metrics=quality[name],
             parameters=sum(value.size for value in common.arrays(facts.directory).values()),
-            megabytes=_megabytes(Path(paths[name])),
+            megabytes=common.megabytes(Path(paths[name])),
             latency=measure.latency(seconds[name]),
             throughput=speed[name],
             peak_megabytes=subject.peak_megabytes(),
@@ -193,16 +192,6 @@ def typical(rows: Rows, size: int, length: int = 0) -> dict[str, np.ndarray]:
     planned = PlannedBatch(chosen, int(rows.length[chosen].max()), size)
     batch = Loader(rows, size, shuffle=False).batch(planned)
     return {name: batch[name] for name in measure.INPUTS}
-
-
-def _megabytes(path: Path) -> float:
-    """Of the files that hold the weights, on disk."""
-    path = model_path(path)
-    if path.is_file():
-        return path.stat().st_size / 1e6
-    pattern = f"{ONNX_FILE}*" if (path / ONNX_FILE).is_file() else "*.safetensors"
-    kept = (file for file in path.glob(pattern) if file.name != FIT_FILE)
-    return sum(file.stat().st_size for file in kept) / 1e6
 
 
 def _write(out: Path, results: list[Result], setting: Mapping[str, Any], current: str) -> None:

@@ -20,7 +20,8 @@ from ..errors import UserError
 from ..evaluation import metrics
 from ..evaluation.evaluate import Truth, predict, write_predictions
 from ..export.arrays import read_arrays
-from ..export.session import ONNX_FILE
+from ..export.session import ONNX_FILE, Session
+from ..files import model_path
 from ..models import store
 from ..models.config import ModelConfig, WordConfig
 from ..models.heads import TextModel, predict_function
@@ -166,6 +167,22 @@ def align_labels(weights: store.Weights, rows: Rows, say: Callable[[str], None])
         values[name] = values[name][order]
     say(f"The teacher's outputs were put in the records' order of labels: {', '.join(labels)}")
     return store.Weights(weights.config.with_(labels=tuple(labels)), values, weights.source, weights.fit)
+
+
+def aligned_session(session: Session, rows: Rows) -> Session:
+    """A session whose logits are in the order of the records' labels, where these are named.
+
+    Raises:
+        UserError: its model was not trained on these labels, or for another kind of problem.
+    """
+    config = session.config
+    check_problem(config, rows, session.directory)
+    labels = [] if config.regression else rows.meta.get("labels", [])
+    order = label_order(config.labels, labels, str(session.directory), rows.directory) if labels else None
+    if order is None:
+        return session
+    taken = config.with_(labels=tuple(labels))
+    return Session(session.kind, taken, session.directory, lambda *inputs: session.predict(*inputs)[..., order])
 
 
 def check_problem(config: ModelConfig, rows: Rows, source: object) -> None:
@@ -329,9 +346,11 @@ class Evaluator:
         threshold: as for `evaluation.evaluate.decided`.
     """
 
-    def __init__(self, model: TextModel, rows: Rows, buckets: list[int] | None = None, threshold: float = 0.0):
+    def __init__(
+        self, model: TextModel | Session, rows: Rows, buckets: list[int] | None = None, threshold: float = 0.0
+    ):
         self.loader = Loader(rows, EVAL_BATCH, buckets=buckets, shuffle=False)
-        self.forward = predict_function(model)
+        self.forward = model.of_batch if isinstance(model, Session) else predict_function(model)
         self.config, self.threshold = model.config, threshold
         self.found: np.ndarray | None = None
         """Logits (N, C) of the latest measurement."""
@@ -419,3 +438,12 @@ def arrays(path: Path) -> Mapping[str, np.ndarray]:
     graph = path / ONNX_FILE
     values = read_arrays(graph) if graph.is_file() else store.read_weights(path).values
     return {name: value for name, value in values.items() if not name.startswith("mlm.")}
+
+
+def megabytes(path: Path) -> float:
+    """Of the files on disk that hold a model's weights, MindSpore's or ONNX."""
+    path = model_path(path)
+    if path.is_file():
+        return path.stat().st_size / 1e6
+    pattern = f"{ONNX_FILE}*" if (path / ONNX_FILE).is_file() else "*.safetensors"
+    return sum(file.stat().st_size for file in path.glob(pattern) if file.name != store.FIT_FILE) / 1e6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +15,10 @@ from ..data.records import Rows
 from ..data.tasks import TASKS
 from ..errors import UserError
 from ..evaluation.evaluate import read_predictions, write_submission
-from ..files import read_json, remove_parts, write_json
+from ..export.session import ONNX_FILE, Session
+from ..files import checksum, model_path, read_json, remove_parts, write_json
 from ..models import store
+from ..models.heads import TextModel
 from ..problems import MULTI
 from . import common, comparison, report
 
@@ -27,7 +29,7 @@ _NOTES = "evaluated.json"
 class Config:
     """Evaluation."""
 
-    model: str = flag("", "model directory or .ckpt")
+    model: str = flag("", "model directory, MindSpore's or ONNX, or .ckpt")
     data_dir: str = flag("", "record directory, or several with commas between (MNLI's matched and mismatched)")
     schema_dir: str = flag("", "path of the schema file; the record directory's own by default")
     dataset_type: Literal["tfrecord", "mindrecord"] = flag("tfrecord", "kind of the records")
@@ -56,11 +58,9 @@ def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, fl
     Raises:
         UserError: model and records do not go together.
     """
-    runtime.start(config.device_target, config.device_id)
     if config.submission and not config.output_dir:
         raise UserError("--submission true: --output_dir is empty; expected where to write the files")
-    weights = store.read_weights(config.model, config.num_attention_heads)
-    weights.config.require_classifier(config.model)
+    weights, session = _opened(config)
     directories = [name.strip() for name in config.data_dir.split(",") if name.strip()]
     if not directories:
         raise UserError(f"{flag_name} is empty; expected a record directory")
@@ -68,7 +68,7 @@ def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, fl
         raise UserError(f"{flag_name} {config.data_dir}: two directories of one name; evaluate them one by one")
     if config.output_dir:
         remove_parts(Path(config.output_dir))
-    measured = [_measure(config, weights, name, flag_name) for name in directories]
+    measured = [_measure(config, weights, session, name, flag_name) for name in directories]
     found = {rows.directory.name: scores for rows, scores in measured}
     if config.output_dir:
         write_json(Path(config.output_dir) / "metrics.json", found)
@@ -76,12 +76,30 @@ def run(config: Config, flag_name: str = "--data_dir") -> dict[str, dict[str, fl
     return found
 
 
-def _measure(config: Config, weights: store.Weights, directory: str, flag_name: str) -> tuple[Rows, dict[str, float]]:
+def _opened(config: Config) -> tuple[store.Weights, Session | None]:
+    """The model; of one whose graph ONNX Runtime runs, the outline, and what runs it."""
+    path = model_path(config.model)
+    if not config.model or not (path / ONNX_FILE).is_file():
+        runtime.start(config.device_target, config.device_id)
+        weights = store.read_weights(config.model, config.num_attention_heads)
+        weights.config.require_classifier(config.model)
+        return weights, None
+    if config.device_target not in ("", "CPU"):
+        raise UserError(
+            f"--device_target {config.device_target}: {path / ONNX_FILE} is measured on the CPU; leave the flag out"
+        )
+    session = Session.open(path)
+    return store.Weights(session.config, {}, path, outline=str(checksum(path / ONNX_FILE))), session
+
+
+def _measure(
+    config: Config, weights: store.Weights, session: Session | None, directory: str, flag_name: str
+) -> tuple[Rows, dict[str, float]]:
     """The rows of a record directory and the metrics on them."""
     options = {"kind": config.dataset_type, "schema_file": config.schema_dir, "verify": config.verify_records}
     rows = common.read_checked(directory, flag_name, weights.config, weights.directory, config.task_name, **options)
     if not config.output_dir:
-        return rows, _metrics(config, weights, rows)
+        return rows, _metrics(config, weights, session, rows)
     notes, name = Path(config.output_dir) / _NOTES, rows.directory.name
     known = read_json(notes, "the notes of earlier evaluations") if notes.is_file() else {}
     of = {"model": weights.fingerprint(), "records": rows.files, "submission": config.submission}
@@ -89,7 +107,7 @@ def _measure(config: Config, weights: store.Weights, directory: str, flag_name: 
     if known.get(name, {}).get("of") == of and _predictions(config, rows).is_file():
         print(f"{directory}: measured before, {_shown(known[name]['metrics'])}")
         return rows, known[name]["metrics"]
-    found = _metrics(config, weights, rows)
+    found = _metrics(config, weights, session, rows)
     write_json(notes, known | {name: {"of": of, "metrics": found}})
     return rows, found
 
@@ -102,12 +120,14 @@ def _shown(found: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.6f}" for name, value in found.items()) or "no labels"
 
 
-def _metrics(config: Config, weights: store.Weights, rows: Rows) -> dict[str, float]:
+def _metrics(config: Config, weights: store.Weights, session: Session | None, rows: Rows) -> dict[str, float]:
     shape, directory = weights.config, rows.directory
-    aligned = common.align_labels(weights, rows, print)
-    rows.check_classes(aligned.config.num_labels)
+    if session:
+        model: Session | TextModel = common.aligned_session(session, rows)
+    else:
+        model = store.build(common.align_labels(weights, rows, print))
+    rows.check_classes(model.config.num_labels)
     _check_threshold(config, rows)
-    model = store.build(aligned)
     buckets = choose_buckets(rows.length, rows.seq_length, most=3)
     evaluator = common.Evaluator(model, rows, buckets, config.threshold)
     logits = evaluator.logits()
@@ -148,6 +168,9 @@ def _report(config: Config, weights: store.Weights, measured: Sequence[tuple[Row
     columns = [Column("records"), Column("rows", ",d"), *(Column(name, ".4f") for name in scores)]
     table = Table(columns, [[rows.directory.name, len(rows), *found.values()] for rows, found in measured])
     model = comparison.measured("model", str(weights.source), scores)
+    if weights.outline:
+        size = sum(value.size for value in common.arrays(weights.directory).values())
+        model = replace(model, config=shape, parameters=size, megabytes=common.megabytes(weights.source))
     sections = [Section("Metrics", table=table), Section("Model", table=comparison.model_table([model]))]
     for rows, found in measured:
         if found:
