@@ -24,6 +24,7 @@ from ..distill.objectives import (
 )
 from ..errors import UserError
 from ..models import store
+from ..models.config import ModelConfig
 from ..models.heads import MaskedWords
 from ..problems import SINGLE
 from . import common, report
@@ -129,13 +130,9 @@ def prepare(run: Run, config: Config, words: Words, learning: Learning, student_
         wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler and not masked)
         found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}")
     if masked:
-        pairs = LayerMap((), (weights.config.num_hidden_layers,), (wanted.num_hidden_layers,))
-        fit = common.projection(wanted, weights.config, pairs, run.flags.seed)
-        objective = _masked_words(words, pairs, fit)
+        pairs, fit, objective = _masked_words(run, words, wanted, weights.config)
     else:
-        pairs = common.matched_layers(student_flags.layer_map, wanted, weights.config, run.log)
-        fit = common.fit_dense(student_flags.fit_dense, wanted, weights.config, pairs, {}, run.flags.seed)
-        objective = Intermediate(pairs, fit, student_flags.loss_mode)
+        pairs, fit, objective = _layers(run, student_flags, wanted, weights.config)
     buckets = common.buckets_for(run.step.buckets, rows, student_flags.loss_mode == "reference")
     encoder = weights.config.with_(labels=(), problem=SINGLE, pooler=weights.config.pooler and not masked)
     load = Load(
@@ -208,15 +205,28 @@ def _refuse_unused(config: Config, words: Words, student: StudentFlags) -> None:
         raise UserError(f"--{name} {value}: has no part in --objective {config.objective}; leave it out")
 
 
-def _masked_words(words: Words, pairs: LayerMap, fit: FitDense | Same) -> Weighted:
-    """alpha_mlm MLM + alpha_ce T^2 KL, both at the masked words, + alpha_cos (1 - cosine of the last hidden states)."""
-    return Weighted(
-        [
-            (words.alpha_mlm, MaskedLM()),
-            (words.alpha_ce, MaskedSoftLabels(words.temperature)),
-            (words.alpha_cos, HiddenStates(pairs, fit, distance="cosine")),
-        ]
-    )
+def _layers(
+    run: Run, flags: StudentFlags, student: ModelConfig, teacher: ModelConfig
+) -> tuple[LayerMap, FitDense | Same, Intermediate]:
+    """The layers that learn from others, what brings them to one width, and the squared errors between them."""
+    pairs = common.matched_layers(flags.layer_map, student, teacher, run.log)
+    fit = common.fit_dense(flags.fit_dense, student, teacher, pairs, {}, run.flags.seed)
+    return pairs, fit, Intermediate(pairs, fit, flags.loss_mode)
+
+
+def _masked_words(
+    run: Run, words: Words, student: ModelConfig, teacher: ModelConfig
+) -> tuple[LayerMap, FitDense | Same, Weighted]:
+    """The last layers, what brings them to one width, and the loss alpha_mlm MLM + alpha_ce T^2 KL, both at the masked
+    words, + alpha_cos (1 - cosine of the last hidden states)."""
+    pairs = LayerMap((), (teacher.num_hidden_layers,), (student.num_hidden_layers,))
+    fit = common.projection(student, teacher, pairs, run.flags.seed)
+    parts = [
+        (words.alpha_mlm, MaskedLM()),
+        (words.alpha_ce, MaskedSoftLabels(words.temperature)),
+        (words.alpha_cos, HiddenStates(pairs, fit, distance="cosine")),
+    ]
+    return pairs, fit, Weighted(parts)
 
 
 GROUPS = [Config, Words, Learning, StudentFlags, RunFlags, StepFlags]
