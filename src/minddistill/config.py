@@ -17,6 +17,8 @@ from jsonargparse import ArgumentParser
 from .errors import UserError
 from .files import write_text
 
+_MOST = 2**63  # that a whole number may be
+
 
 def flag(default: Any, help: str, *aliases: str) -> Any:
     """A dataclass field with its sentence of `--help` and other spellings of its flag."""
@@ -45,7 +47,7 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
         _add(parser, group)
     words = list(sys.argv[1:] if argv is None else argv)
     for file in config_files(words):
-        read_yaml(file)  # the parser's own messages do not name it
+        _check_file(file, groups)  # the parser's own messages do not name it
     try:
         values = vars(parser.parse_args(words))
     except Exception as error:  # jsonargparse raises argparse's and its own errors
@@ -53,9 +55,25 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
     for name, value in values.items():
         if value is None and name != "config":
             raise UserError(f"--{name}: null; leave the key out to take its default; see {prog} --help")
-        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
-            raise UserError(f"--{name} {value}: expected a number, 0 or more; see {prog} --help")
+        _check_number(name, value, f"; see {prog} --help")
     return [group(**{item.name: values[item.name] for item in dataclasses.fields(group)}) for group in groups]
+
+
+def _check_file(file: Path, groups: Sequence[type]) -> None:
+    values = read_yaml(file)
+    if not values:
+        raise UserError(f"--config {file}: holds no flags; expected YAML of flags, a key each")
+    for group in groups:
+        for name, hint in get_type_hints(group).items():
+            if get_origin(hint) is tuple and not isinstance(values.get(name, []), list):
+                raise UserError(f"--config {file}: {name} is {values[name]!r}; expected a list")
+
+
+def _check_number(name: str, value: Any, end: str = "") -> None:
+    if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+        raise UserError(f"--{name} {value}: expected a number, 0 or more{end}")
+    if isinstance(value, int) and value >= _MOST:
+        raise UserError(f"--{name} {value}: expected a number below 2^63{end}")
 
 
 def _add(parser: ArgumentParser, group: type) -> None:
@@ -74,12 +92,14 @@ def changed(group: Any, values: Mapping[str, Any], name: str) -> Any:
     """A copy of an instance of a group with some of its flags set by a table, as in a YAML list.
 
     Raises:
-        UserError: an unknown flag, a wrong type or choice; names the flag `name` that holds the table.
+        UserError: an unknown flag, a wrong type, choice or number; names the flag `name` that holds the table.
     """
     parser = ArgumentParser(exit_on_error=False)
     _add(parser, type(group))
     try:
         found = vars(parser.parse_object(dataclasses.asdict(group) | dict(values)))
+        for item, value in found.items():
+            _check_number(item, value)
         return type(group)(**{item.name: found[item.name] for item in dataclasses.fields(group)})
     except Exception as error:  # jsonargparse raises argparse's and its own errors
         raise UserError(f"{name} {dict(values)}: {_explain(str(error))}") from None
@@ -119,7 +139,16 @@ def _explain(message: str) -> str:
     line = re.sub(r"unrecognized arguments?:", "unknown flag", line)
     line = re.sub(r"Option '([^']+)' is not accepted", r"unknown key '\1' in the YAML file", line)
     line = re.sub(r"Parser key \"([^\"]+)\":", r"--\1:", line)
-    return re.sub(r"Expected a (?:typing\.)?(?:<class '(\w+)'>|(\S+))\. Got value:", r"expected \1\2, found", line)
+    several = r"Does not validate against any of the Union subtypes Subtypes: (\[.*\]) Errors: .* Given value:"
+    line = re.sub(rf"{several}|Expected a (<class '\w+'>|\S+|typing\.Literal\[.*\])\. Got value:", _expected, line)
+    quote = "expected text, found the number or yes/no that YAML makes of it, \\1; quote it"
+    return re.sub(r"expected str, found (\S+)", quote, line)
+
+
+def _expected(found: re.Match[str]) -> str:
+    """What jsonargparse expects of a value, in the words that a user would write."""
+    kinds = re.findall(r"<class '(\w+)'>|Literal\[([^\]]*)\]", found[0].split(" Errors: ")[0])
+    return f"expected {', '.join(kind or words.replace(chr(39), '') for kind, words in kinds) or found[2]}, found"
 
 
 def dump(path: Path, groups: Sequence[Any]) -> None:

@@ -203,7 +203,10 @@ def test_impossible_layer_maps_are_refused(spec, student, message):
 
 def test_unequal_heads_are_refused():
     with pytest.raises(UserError, match="4 attention heads, the teacher 12"):
-        check_heads(layer_map("last", 1, 2), 4, 12)
+        check_heads(layer_map("last", 1, 2), [4], [12, 12])
+    with pytest.raises(UserError, match=r"6 attention heads, the teacher 12 \(layer 3\)"):
+        check_heads(layer_map("1,3", 2, 4), [12, 6], [6, 12, 6, 12])
+    check_heads(layer_map("1,2", 2, 4), [12, 6], [6, 12, 6, 12])
 
 
 def test_binary_cross_entropy_by_hand():

@@ -147,6 +147,20 @@ def test_soft_movement_prunes_below_a_threshold_of_the_penalised_scores():
     np.testing.assert_array_equal(run.tensor("mask"), gradient != 0)  # sigmoid(-1.44) = 0.192
 
 
+def test_all_prunings_are_behind_when_they_were_made():
+    run = Run(STILL, criterion="magnitude", start=1, end=3, target_sparsity=0.5)
+    run.step = 3
+    assert not run.pruner.finished
+    run.pruner.at(3)
+    assert run.pruner.finished and run.pruner.sparsity() == 0.5
+
+
+def test_penalties_of_several_weights_have_names_of_their_own():
+    pruner, _ = two({"exclude": "^c", "criterion": "movement", "start": 1, "end": 5})
+    names = [value.name for value in pruner.tensors().values()]
+    assert len(set(names)) == len(names) == 8 and "penalty.b.weight" in names
+
+
 def test_accumulated_batches_make_one_score():
     run = Run(STILL, criterion="snip_momentum", start=9, end=9, accumulate=2)
     run.compiled({"x": Tensor(G)}, False)
@@ -215,6 +229,7 @@ def test_groups_have_settings_of_their_own_and_scopes():
         ([{"include": "c"}], "group 1 of those to be pruned has no weight"),
         ([{"start": 11, "end": 12}], "ends at step 12; there are 10"),
         ([{"criterion": "snip", "cooldown_epochs": 1.0}], "prunes at step 0, before any gradient"),
+        ([{"criterion": "snip", "cooldown_epochs": 1.0, "start": 2}], "starts at step 2; of 10 steps, the last 10 are"),
     ],
 )
 def test_groups_that_do_not_fit_are_refused(groups, message):
@@ -230,6 +245,7 @@ def test_groups_that_do_not_fit_are_refused(groups, message):
         ({"max_sparsity_per_layer": 0.5}, "expected each not below the one before"),
         ({"include": "("}, "expected a regular expression"),
         ({"pattern": "2:4", "target_sparsity": 0.5, "criterion": "movement", "movement_form": "soft"}, "blocks"),
+        ({"criterion": "movement", "movement_form": "soft", "movement_threshold": 0.5}, "less than 0.5"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):

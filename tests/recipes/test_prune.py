@@ -11,6 +11,7 @@ from small import QUICK, command, stop_in_step
 from minddistill.data.tokenizer import load_tokenizer
 from minddistill.export.session import Session
 from minddistill.models import store
+from minddistill.prune import structured
 
 
 def prune(model, data, out, *more) -> int:
@@ -155,10 +156,47 @@ def test_widths_are_searched_by_measured_speed_once(teacher, data, tmp_path, cap
         (["--method", "structured", "--target_speedup", "fast"], "expected a number such as 2x"),
         (["--method", "structured", "--target_num_heads", 2, "--frequency", 5], "--frequency 5: has no part in"),
         (["--groups", '{"patern": "2:4"}'], "patern"),
+        (["--groups", '{"cooldown_epochs": -1}'], "--cooldown_epochs -1.0: expected a number, 0 or more"),
+        (["--groups", '{"pattern": 124}'], "expected text, found the number"),
+        (["--config", "GROUPS"], "groups is 3; expected a list"),
+        (["--include", "nothing"], "group 1 of those to be pruned has no weight"),
+        (["--movement_form", "soft"], "--movement_form soft: has no part in --criterion snip_momentum"),
+        (
+            ["--criterion", "movement", "--movement_form", "soft", "--target_sparsity", 0.5, "--pattern", "1x1"],
+            "--target_sparsity 0.5: has no part in --criterion movement --movement_form soft",
+        ),
+        (["--epoch_size", 1, "--start", 5], "pruning starts at step 5; of 15 steps, the last 15 are"),
+        (
+            ["--teacher", "TEACHER", "--soft_weight", 0, "--intermediate_weight", 0, "--label_weight", 1],
+            "has no part where --soft_weight and --intermediate_weight are 0",
+        ),
         (["--model", "nowhere"], "nowhere: no such file or directory"),
     ],
 )
 def test_mistakes_end_in_one_line(teacher, data, tmp_path, capsys, flags, message):
-    assert prune(teacher, data, tmp_path, *flags) == 2
+    places = {"TEACHER": teacher, "GROUPS": tmp_path / "groups.yaml"}
+    places["GROUPS"].write_text("groups: 3\n")
+    assert prune(teacher, data, tmp_path, *[places.get(word, word) for word in flags]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and message in said[0]
+
+
+def test_the_vocabulary_alone(teacher, data, tmp_path, capsys):
+    assert (
+        prune(teacher, data, tmp_path, "--method", "structured", "--prune_vocabulary", "true", "--epoch_size", 0) == 0
+    )
+    before, after = (store.read_weights(path).config for path in (teacher, tmp_path / "small_vocabulary"))
+    assert after.vocab_size < before.vocab_size
+    assert after.with_(vocab_size=before.vocab_size, pad_token_id=before.pad_token_id) == before
+
+
+def test_heads_that_differ_between_layers_are_pruned_to_as_many(teacher, data, tmp_path, capsys):
+    weights, uneven = store.read_weights(teacher), tmp_path / "uneven"
+    heads = [np.arange(4), np.arange(1), np.arange(1), np.arange(1)]
+    model, empty = store.build(structured.keep_heads(weights, heads)), {}
+    store.save(uneven, model, tokenizer_from=teacher, command="test", parents=empty, data=empty, metrics=empty)
+    flags = ["--method", "structured", "--epoch_size", 0, *LIGHT]
+    assert prune(uneven, data, tmp_path / "even", *flags, "--target_num_heads", 2) == 0
+    assert store.read_weights(tmp_path / "even" / "best").config.layer_heads == (2, 1, 1, 1)
+    assert prune(uneven, data, tmp_path / "all", *flags, "--budget", "global", "--target_num_heads", 3) == 2
+    assert "--target_num_heads 3: the model has 1; expected at most that" in capsys.readouterr().err

@@ -17,7 +17,6 @@ from ..problems import MULTI, REGRESSION, SINGLE, TOKEN
 from . import losses
 from .layer_map import LayerMap
 
-LOSS_MODES = ("masked", "reference")
 # The loss against the labels, and those against the teacher's logits: cross-entropy and T^2 KL, by problem.
 _HARD = {
     SINGLE: losses.cross_entropy,
@@ -351,14 +350,19 @@ def logits(alpha: float, temperature: float, problem: str = SINGLE) -> Weighted:
     return Weighted([(alpha, Labels(problem)), (1 - alpha, SoftLabels(temperature, problem))])
 
 
-def check_heads(layers: LayerMap, student_heads: int, teacher_heads: int) -> None:
+def check_heads(layers: LayerMap, student_heads: Sequence[int], teacher_heads: Sequence[int]) -> None:
     """See that attention scores can be compared.
 
+    Args:
+        student_heads, teacher_heads: of each layer.
+
     Raises:
-        UserError: student and teacher differ in their number of heads.
+        UserError: a layer of the student and the teacher's that it learns from differ in their number of heads.
     """
-    if layers.attention and student_heads != teacher_heads:
-        raise UserError(
-            f"the student has {student_heads} attention heads, the teacher {teacher_heads}; attention scores are "
-            "compared head by head, so choose a student with num_attention_heads equal to the teacher's"
-        )
+    # A map onto the hidden states alone compares no attention.
+    for mine, layer in zip(student_heads, layers.attention, strict=False):
+        if mine != teacher_heads[layer]:
+            raise UserError(
+                f"the student has {mine} attention heads, the teacher {teacher_heads[layer]} (layer {layer}); attention "
+                "scores are compared head by head, so choose a student with num_attention_heads equal to the teacher's"
+            )

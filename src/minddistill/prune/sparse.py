@@ -45,9 +45,11 @@ class Sparsity:
     movement_form: Literal["hard", "soft"] = flag(
         "hard", "movement: prune the lowest scores, or those under a threshold"
     )
-    movement_threshold: float = flag(0.1, "movement, soft: sigmoid of a score below which a unit goes")
+    movement_threshold: float = flag(0.1, "movement, soft: sigmoid of a score below which a unit goes; below 0.5")
     movement_penalty: float = flag(0.0, "movement, soft: weight of the scores' sigmoids in the loss, in the end")
-    movement_rate: float = flag(1.0, "movement: learning rate of the scores")
+    movement_rate: float = flag(
+        1.0, "movement: learning rate of the scores, whose order, and so the hard form, it leaves"
+    )
 
     def __post_init__(self) -> None:
         units = pattern(self.pattern)
@@ -68,11 +70,24 @@ class Sparsity:
                 raise UserError(f"--{name} {getattr(self, name)!r}: {error}; expected a regular expression") from None
         if self.soft and not isinstance(units, Blocks):
             raise UserError(f"--movement_form soft --pattern {self.pattern}: expected a pattern of blocks, such as 1x1")
+        if not 0 < self.movement_threshold < 0.5:
+            raise UserError(
+                f"--movement_threshold {self.movement_threshold}: expected more than 0 and less than 0.5, the sigmoid of "
+                "a score that has not moved"
+            )
 
     @property
     def soft(self) -> bool:
         """Whether a threshold of the scores decides, in place of the target."""
         return self.criterion == "movement" and self.movement_form == "soft"
+
+    def unread(self) -> set[str]:
+        """The flags that have no part in the criterion."""
+        soft = {"movement_threshold", "movement_penalty", "movement_rate"}
+        if self.criterion != "movement":
+            return soft | {"movement_form"}
+        counts = {"target_sparsity", "schedule", "scope", "min_sparsity_per_layer", "max_sparsity_per_layer"}
+        return counts if self.soft else soft - {"movement_rate"}
 
     def takes(self, path: str) -> bool:
         """Whether a weight is one of the group."""
@@ -85,7 +100,14 @@ class Sparsity:
             UserError: the last pruning is not within it, or its criterion has seen no step when it first prunes.
         """
         start = self.start or int(self.sparsity_warmup_epochs * steps_an_epoch)
-        end = self.end or max(int(steps - self.cooldown_epochs * steps_an_epoch), start)
+        cooldown = int(self.cooldown_epochs * steps_an_epoch)
+        if start and not self.end and steps - cooldown < start:
+            raise UserError(
+                f"pruning starts at step {start}; of {steps} steps, the last {cooldown} are --cooldown_epochs "
+                f"{self.cooldown_epochs:g}; expected a start before them; give more --epoch_size or --train_steps, less "
+                "--cooldown_epochs, or an --end"
+            )
+        end = self.end or max(steps - cooldown, start)
         found = Schedule(
             self.schedule, self.target_sparsity, start, end, self.frequency or max((end - start + 1) // _EVENTS, 1)
         )
@@ -93,8 +115,9 @@ class Sparsity:
             raise UserError(f"pruning ends at step {end}; there are {steps}; expected an end within them")
         if start == found.last == 0 and CRITERIA[self.criterion] is not None:
             raise UserError(
-                f"--criterion {self.criterion} prunes at step 0, before any gradient; give --epoch_size above "
-                "--cooldown_epochs, a --start, or --criterion magnitude"
+                f"--criterion {self.criterion} prunes at step 0, before any gradient: of {steps} steps, the last {cooldown} "
+                "are --cooldown_epochs; give more --epoch_size or --train_steps, less --cooldown_epochs, or --criterion "
+                "magnitude"
             )
         return found
 
@@ -113,7 +136,10 @@ class Masked(nn.Cell):
         self.path, self.shape, self.rule = path, tuple(weight.shape), rule
         self.mask = self._like(weight, "mask", np.ones)
         self.score = None if rule is None else self._like(weight, "score", np.zeros)
-        self.beneath = self._like(weight, "beneath", np.zeros) if isinstance(rule, Movement) else None
+        self.beneath = None
+        if isinstance(rule, Movement):
+            self.beneath = self._like(weight, "beneath", np.zeros)
+            rule.penalty.name = f"penalty.{path}"
 
     def _like(self, weight: Parameter, name: str, fill: Callable) -> Parameter:
         values = Tensor(fill(weight.shape, np.float32))
@@ -224,7 +250,7 @@ class Pruner:
         self.trained, self.say = trained, say
         self.parts = [
             _Part(group, group.course(steps_an_epoch, steps), cells)
-            for group, cells in zip(groups, _choose(trained, groups, say), strict=True)
+            for group, cells in zip(groups, _masked(trained, groups, say), strict=True)
         ]
         self.masked = nn.CellList([cell for part in self.parts for cell in part.cells], auto_prefix=False)
         self.masks = {cell.path: np.ones(cell.shape, bool) for cell in self.masked}
@@ -266,12 +292,13 @@ class Pruner:
         self._apply(ms.mutable(masks), Tensor(penalties, ms.float32))
         self.say(f"pruned at step {step}: sparsity {self.sparsity():.4f}")
 
-    def finished(self, step: int) -> bool:
+    @property
+    def finished(self) -> bool:
         """Whether all prunings are behind."""
-        return all(part.schedule.due(step) == part.schedule.last for part in self.parts)
+        return all(part.event == part.schedule.last for part in self.parts)
 
     def sparsity(self) -> float:
-        """The part of all weights of the groups that is pruned."""
+        """The part of all weights with a mask that is pruned."""
         return 1.0 - sum(int(mask.sum()) for mask in self.masks.values()) / sum(
             mask.size for mask in self.masks.values()
         )
@@ -311,38 +338,54 @@ def _scores(cell: Masked, trained: Mapping[str, Parameter]) -> np.ndarray:
     return np.abs(trained[cell.path].asnumpy()) if cell.score is None else cell.score.asnumpy()
 
 
-def _choose(
-    trained: Mapping[str, Parameter], groups: Sequence[Sparsity], say: Callable[[str], None]
-) -> Iterator[list[Masked]]:
-    """The masks of each group's weights."""
-    weights = {
-        path: value for path, value in trained.items() if path.split(".")[-1] == "weight" and len(value.shape) == 2
-    }
+def chosen(shapes: Mapping[str, Sequence[int]], groups: Sequence[Sparsity]) -> list[tuple[list[str], list[str]]]:
+    """The weights of each group, by path: those that divide into its pattern, and those that do not.
+
+    Args:
+        shapes: of all parameters, by path; matrices named `weight` may be pruned.
+
+    Raises:
+        UserError: two groups take one weight, or one takes none.
+    """
+    matrices = [path for path, shape in shapes.items() if path.split(".")[-1] == "weight" and len(shape) == 2]
     taken: dict[str, int] = {}
+    found = []
     for number, group in enumerate(groups):
-        cells, units, rule = [], pattern(group.pattern), CRITERIA[group.criterion]
-        for path, weight in weights.items():
-            if not group.takes(path):
-                continue
+        units, fitting, others = pattern(group.pattern), [], []
+        for path in filter(group.takes, matrices):
             if path in taken:
                 raise UserError(
                     f"{path} is in groups {taken[path] + 1} and {number + 1} of those to be pruned; expected one; give "
                     "each its own include, or exclude it from one"
                 )
             taken[path] = number
-            if units.misfit(weight.shape):
-                say(f"{path} {tuple(weight.shape)} does not divide into {group.pattern}; it stays dense")
-                continue
-            cells.append(Masked(path, weight, rule and _rule(group)))
-        if not cells:
+            (others if units.misfit(shapes[path]) else fitting).append(path)
+        if not fitting:
             raise UserError(
                 f"group {number + 1} of those to be pruned has no weight: include {group.include!r}, exclude "
-                f"{group.exclude!r}, pattern {group.pattern}; the weights are {', '.join([*weights][:4])} ..."
+                f"{group.exclude!r}, pattern {group.pattern}; the weights are {', '.join(matrices[:4])} ..."
             )
+        found.append((fitting, others))
+    return found
+
+
+def _masked(
+    trained: Mapping[str, Parameter], groups: Sequence[Sparsity], say: Callable[[str], None]
+) -> Iterator[list[Masked]]:
+    """The masks of each group's weights."""
+    parts = chosen({path: value.shape for path, value in trained.items()}, groups)
+    for group, (fitting, others) in zip(groups, parts, strict=True):
+        for path in others:
+            say(f"{path} {tuple(trained[path].shape)} does not divide into {group.pattern}; it stays dense")
+        rule = CRITERIA[group.criterion]
+        cells = [Masked(path, trained[path], rule and _rule(group)) for path in fitting]
         count = sum(int(np.prod(cell.shape)) for cell in cells)
-        say(
-            f"{len(cells)} matrices of {count} weights: {group.pattern} to {group.target_sparsity:g} by {group.criterion}"
+        goal = (
+            f"where scores are low (soft, {group.movement_threshold:g})"
+            if group.soft
+            else f"to {group.target_sparsity:g}"
         )
+        say(f"{len(cells)} matrices of {count} weights: {group.pattern} {goal} by {group.criterion}")
         yield cells
 
 

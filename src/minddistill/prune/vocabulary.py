@@ -22,8 +22,9 @@ def used(tokenizer: Tokenizer, ids: Iterable[np.ndarray]) -> np.ndarray:
     Texts that use no others are cut into the same pieces by a tokenizer that knows these only: WordPiece takes the
     longest piece that fits, and this one stays.
     """
-    special = [entry["id"] for entry in _table(tokenizer)["added_tokens"]]
-    special.append(tokenizer.token_to_id(_table(tokenizer)["model"]["unk_token"]))
+    table = _table(tokenizer)
+    unknown = tokenizer.token_to_id(table["model"]["unk_token"])
+    special = [entry["id"] for entry in table["added_tokens"]] + ([] if unknown is None else [unknown])
     return np.unique(np.concatenate([np.array(special), *(np.unique(part) for part in ids)])).astype(np.int64)
 
 
@@ -49,7 +50,9 @@ def write_tokenizer(source: Path, target: Path, kept: np.ndarray) -> None:
         values = read_object(options, "the tokenizer's options")
         known = values.get("added_tokens_decoder", {})
         if known:
-            values["added_tokens_decoder"] = {str(places[int(old)]): entry for old, entry in known.items()}
+            values["added_tokens_decoder"] = {
+                str(places[int(old)]): entry for old, entry in known.items() if int(old) in places
+            }
         write_json(options, values)
 
 

@@ -118,7 +118,7 @@ def _maps(
     weights: store.Weights, layers: Sequence[int], batch: Mapping[str, np.ndarray], head: int
 ) -> list[np.ndarray]:
     """Attention weights (S, S) of a batch of one sentence, of one head (from 1) or the mean of all (0)."""
-    heads, longest = weights.config.num_attention_heads, weights.config.max_length
+    heads, longest = min(weights.config.layer_heads[layer] for layer in layers), weights.config.max_length
     if head > heads:
         raise UserError(f"--head {head}: {weights.source} has heads 1 to {heads}")
     if batch["input_ids"].shape[1] > longest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel
 from ..prune import structured, vocabulary
-from ..prune.sparse import Pruner, Sparsity
+from ..prune.sparse import Pruner, Sparsity, chosen
 from . import common, report
 from .checks import Load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
@@ -32,6 +33,7 @@ from .prune_structured import Structure, structured_stages, target_of
 from .run import Run, open_run
 from .stage import Stage, Work, run_stage
 
+_COMPACT = "compact"
 _WORTH = 0.01  # the part of a model's parameters that must go for a smaller one to be written
 
 
@@ -114,8 +116,8 @@ class Job:
             layers: of the teacher, that it learns from, as for `--layer_map`.
             facts: what its record says of the pruning.
         """
-        student, teacher = self.build(weights), self._taught()
         objective = self._objective(weights.config, layers)
+        student, teacher = self.build(weights), self._taught()
         evaluator = None
         if self.dev is not None:
             evaluator = common.Evaluator(student, self.dev, common.eval_buckets(self.buckets, self.dev))
@@ -190,6 +192,11 @@ class Job:
 
     def _intermediate(self, student: ModelConfig, layers: str) -> Intermediate:
         teacher = self.teacher.config
+        if layers == "uniform" and teacher.num_hidden_layers % student.num_hidden_layers:
+            raise UserError(
+                f"--teacher {self.teacher.source}: {teacher.num_hidden_layers} layers, the model has "
+                f"{student.num_hidden_layers}; expected a multiple of these, or --intermediate_weight 0"
+            )
         pairs = layer_map(layers, student.num_hidden_layers, teacher.num_hidden_layers)
         if student.layer_heads != tuple(teacher.layer_heads[layer] for layer in pairs.attention):
             self.run.log.line(
@@ -214,7 +221,7 @@ def run(
     Raises:
         UserError: flags, records and models do not go together.
     """
-    settings = _settings(config, sparsity, groups, structure)
+    settings = settings_of(config, sparsity, groups, structure)
     place = runtime.start(config.device_target, config.device_id)
     steps = structure.directories() if config.method == "structured" else [""]
     with open_run(run_flags, step_flags, place, steps) as opened:
@@ -231,14 +238,28 @@ def run(
         return result
 
 
-def _settings(config: Config, sparsity: Sparsity, groups: Groups, structure: Structure) -> list[Sparsity]:
-    """The flags of each group of weights; see that none of the other method is set."""
+def settings_of(config: Config, sparsity: Sparsity, groups: Groups, structure: Structure) -> list[Sparsity]:
+    """The flags of each group of weights.
+
+    Raises:
+        UserError: one is set that has no part in the method, or in any group's criterion.
+    """
     for group in (sparsity, groups) if config.method == "structured" else (structure,):
         for name, value in unusual(group).items():
             raise UserError(
                 f"--{name} {value}: has no part in --method {config.method}; leave it out, or give the other --method"
             )
-    return [changed(sparsity, values, "--groups") for values in groups.groups] or [sparsity]
+    settings = [changed(sparsity, values, "--groups") for values in groups.groups] or [sparsity]
+    for setting in settings:
+        for name in sorted(setting.unread() & unusual(setting).keys()):
+            # What stands above the groups may be for some of them only.
+            given = [other for other in settings if getattr(other, name) == getattr(setting, name)]
+            if all(name in other.unread() for other in given):
+                form = f" --movement_form {setting.movement_form}" if setting.criterion == "movement" else ""
+                raise UserError(
+                    f"--{name} {getattr(setting, name)}: has no part in --criterion {setting.criterion}{form}; leave it out"
+                )
+    return settings
 
 
 def prepare(run: Run, config: Config, losses: Losses, optim: OptimFlags, groups: Sequence[Any]) -> Job:
@@ -254,6 +275,10 @@ def prepare(run: Run, config: Config, losses: Losses, optim: OptimFlags, groups:
     with run.log.check("teacher") as found:
         teacher = store.read_encoder(config.teacher, config.num_attention_heads) if config.teacher else dense
         teacher.config.require_classifier(teacher.source)
+        if config.teacher and not (losses.soft_weight or losses.intermediate_weight):
+            raise UserError(
+                f"--teacher {config.teacher}: has no part where --soft_weight and --intermediate_weight are 0; leave it out"
+            )
         if teacher.config.vocab_size != dense.config.vocab_size:
             raise UserError(
                 f"--teacher {config.teacher}: reads {teacher.config.vocab_size} word pieces, the model "
@@ -262,9 +287,16 @@ def prepare(run: Run, config: Config, losses: Losses, optim: OptimFlags, groups:
         found(common.described(teacher))
     options = run.reading(config)
     train = common.read_checked(config.train_data_dir, "--train_data_dir", dense.config, dense.directory, **options)
+    common.check_vocabulary(train, teacher.config, teacher.directory)
+    if config.prune_vocabulary:
+        vocabulary.used(load_tokenizer(dense.directory), [])
     dev = None
     if config.eval_data_dir:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", dense.config, dense.directory, **options)
+    if losses.label_weight or config.method == "structured":
+        train.require_labels("--train_data_dir")
+    if dev is not None:
+        dev.require_labels("--eval_data_dir")
     with run.log.check("labels") as found:
         dense = common.align_labels(dense, train, run.log.line)
         teacher = common.align_labels(teacher, train, run.log.line) if config.teacher else dense
@@ -289,19 +321,26 @@ def prepare(run: Run, config: Config, losses: Losses, optim: OptimFlags, groups:
 
 
 def sparse_stage(job: Job, settings: Sequence[Sparsity]) -> Stage:
-    """Training with masks, which make groups of weights sparse."""
+    """Training with masks, which make groups of weights sparse.
+
+    Raises:
+        UserError: the groups do not suit the model, or its training.
+    """
 
     def build() -> Work:
         def facts() -> dict[str, Any]:
             return {"patterns": ", ".join(group.pattern for group in settings), "sparsity": work.pruner.sparsity()}
 
         work = job.work(job.dense, job.run.directory, "uniform", facts)
-        an_epoch = len(work.batches)
-        steps, _ = stage.steps(an_epoch)
         work.pruner = Pruner(work.cell.trained(), settings, an_epoch, steps, job.run.log.line)
         return work
 
     stage = job.stage("prune", job.run.directory, build, job.dense)
+    an_epoch = len(job.loader(job.train))
+    steps, _ = stage.steps(an_epoch)
+    chosen({path: value.shape for path, value in job.dense.values.items()}, settings)
+    for setting in settings:
+        setting.course(an_epoch, steps)
     return stage
 
 
@@ -310,13 +349,17 @@ def shrunk(job: Job, result: Path, found: dict[str, float]) -> tuple[Path, dict[
     weights = store.read_weights(result)
     file = (result / store.WEIGHTS_FILE).read_bytes()
     job.run.log.line(
-        f"{result}: {len(file) / 1e6:.1f} MB, {len(zlib.compress(file)) / 1e6:.1f} MB compressed (zlib); blocks and N:M "
-        "take as long as before on runtimes without kernels for them, MindSpore and ONNX Runtime among these"
+        f"{result}: {len(file) / 1e6:.1f} MB, {len(zlib.compress(file)) / 1e6:.1f} MB compressed (zlib); zeros take as long "
+        "as before on runtimes without kernels for them, MindSpore and ONNX Runtime among these (NVIDIA's sparse tensor "
+        "cores have them for 2:4, Intel's sparse kernels for 4x1)"
     )
     small = structured.compact(weights)
     if small.config.parameters > (1 - _WORTH) * weights.config.parameters:
+        shutil.rmtree(
+            job.run.directory / _COMPACT, ignore_errors=True
+        )  # of an earlier run, which --resume false forgot
         return result, found
-    return _derived(job, small, "compact", result, found), found
+    return _derived(job, small, _COMPACT, result, found), found
 
 
 def without_words(job: Job, result: Path, found: dict[str, float]) -> tuple[Path, dict[str, float]]:
@@ -367,10 +410,12 @@ def examine(
     Raises:
         UserError: flags, records and models do not go together.
     """
-    _settings(config, sparsity, groups, structure)
+    settings = settings_of(config, sparsity, groups, structure)
     job = prepare(run, config, losses, optim, [])
     if config.method == "structured":
-        target_of(structure, job.dense.config)
+        target_of(structure, job.dense.config, config.prune_vocabulary)
+    else:
+        sparse_stage(job, settings)
     return job
 
 

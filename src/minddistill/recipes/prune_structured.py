@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -82,47 +83,65 @@ class Target:
     hidden: int
     layers: tuple[int, ...]
 
-    def on_the_way(self, config: ModelConfig, number: int, steps: int) -> Target:
+    @classmethod
+    def whole(cls, config: ModelConfig, budget: str) -> Target:
+        """What a model has: heads and neurons of its largest layer, or of all on average, as `--budget` counts them."""
+        heads, neurons = (
+            sum(sizes) // len(sizes) if budget == "global" else max(sizes)
+            for sizes in (config.layer_heads, config.layer_widths)
+        )
+        return cls(heads, neurons, config.hidden_size, tuple(range(config.num_hidden_layers)))
+
+    def on_the_way(self, config: ModelConfig, budget: str, number: int, steps: int) -> Target:
         """The target of a step; widths go down evenly, layers all at once in the first."""
-        sizes = {"heads": config.num_attention_heads, "neurons": config.intermediate_size, "hidden": config.hidden_size}
-        part = {name: round(size + (getattr(self, name) - size) * number / steps) for name, size in sizes.items()}
+        sizes = asdict(Target.whole(config, budget))
+        part = {
+            name: round(sizes[name] + (getattr(self, name) - sizes[name]) * number / steps)
+            for name in ("heads", "neurons", "hidden")
+        }
         return Target(**part, layers=self.layers)
 
 
-def target_of(structure: Structure, config: ModelConfig) -> Target:
+def target_of(structure: Structure, config: ModelConfig, words: bool = False) -> Target:
     """What the flags ask for, of a model.
+
+    Args:
+        words: its vocabulary is pruned too.
 
     Raises:
         UserError: the model has not that much, or nothing is asked for.
     """
+    whole = Target.whole(config, structure.budget)
     layers = numbers(structure.target_layers, "--target_layers") or list(range(config.num_hidden_layers))
     wrong = [layer for layer in layers if not 0 <= layer < config.num_hidden_layers]
     if wrong or len(set(layers)) < len(layers):
         raise UserError(
             f"--target_layers {structure.target_layers}: expected different layers from 0 to {config.num_hidden_layers - 1}"
         )
-    has = {
-        "target_num_heads": config.num_attention_heads,
-        "target_ffn_dim": config.intermediate_size,
-        "target_hidden": config.hidden_size,
-    }
+    has = {"target_num_heads": whole.heads, "target_ffn_dim": whole.neurons, "target_hidden": whole.hidden}
     asked = {name: getattr(structure, name) for name in has}
     for name, size in has.items():
         if asked[name] > size:
             raise UserError(f"--{name} {asked[name]}: the model has {size}; expected at most that")
     found = Target(*(asked[name] or size for name, size in has.items()), tuple(layers))
-    unchanged = Target(*has.values(), tuple(range(config.num_hidden_layers)))
-    if found == unchanged and not structure.target_speedup:
+    if found == whole and not structure.target_speedup and not words:
         raise UserError(
-            "nothing to prune: give --target_num_heads, --target_ffn_dim, --target_hidden, --target_layers or "
-            "--target_speedup"
+            "nothing to prune: give --target_num_heads, --target_ffn_dim, --target_hidden, --target_layers, "
+            "--target_speedup or --prune_vocabulary true"
+        )
+    steps = range(1, structure.steps + 1)
+    widths = {found.on_the_way(config, structure.budget, step, structure.steps).hidden for step in steps}
+    if config.embedding_size != config.hidden_size and config.embedding_size in widths:
+        raise UserError(
+            f"--target_hidden {structure.target_hidden}, --steps {structure.steps}: hidden states become as wide as the "
+            f"embeddings, {config.embedding_size}, which are projected onto them; expected other widths on the way"
         )
     return found
 
 
 def structured_stages(job: Job, structure: Structure) -> tuple[Path, dict[str, float]]:
     """Prune in steps, training after each; returns the last one's model directory and metrics."""
-    target = target_of(structure, job.dense.config)
+    target = target_of(structure, job.dense.config, job.config.prune_vocabulary)
     if structure.target_speedup:
         target = _searched(job, structure, target)
     source, result = job.dense, (job.run.directory, {})
@@ -135,14 +154,14 @@ def structured_stages(job: Job, structure: Structure) -> tuple[Path, dict[str, f
 def _stage(
     job: Job, structure: Structure, target: Target, number: int, directory: Path, source: store.Weights
 ) -> Stage:
-    now = target.on_the_way(job.dense.config, number, structure.steps)
+    now = target.on_the_way(job.dense.config, structure.budget, number, structure.steps)
     # The layers that are left learn from those that they were.
     as_deep = job.teacher.config.num_hidden_layers == job.dense.config.num_hidden_layers
     layers = ",".join(map(str, target.layers)) if as_deep else "uniform"
 
     def build() -> Work:
         start = structured.keep_layers(source, target.layers) if number == 1 else source
-        pruned = cut(start, now, _measured(job, structure, start), structure)
+        pruned = cut(start, now, lambda: _measured(job, structure, start), structure)
         job.run.log.line(
             f"pruned, step {number} of {structure.steps}: {_shape(pruned.config)}; {start.config.parameters} parameters "
             f"to {pruned.config.parameters}"
@@ -173,17 +192,22 @@ def _measured(job: Job, structure: Structure, weights: store.Weights) -> importa
     )
 
 
-def cut(weights: store.Weights, target: Target, found: importance.Importance, structure: Structure) -> store.Weights:
-    """A model with the most important of its units."""
+def cut(
+    weights: store.Weights, target: Target, measured: Callable[[], importance.Importance], structure: Structure
+) -> store.Weights:
+    """A model with the most important of its units; their importance is measured if any is to go."""
     config, together, normalise = weights.config, structure.budget == "global", structure.normalize_importance
-    depth = config.num_hidden_layers
-    if depth * target.heads < sum(config.layer_heads):
+    whole = Target.whole(config, structure.budget)
+    if (whole.heads, whole.neurons, whole.hidden) == (target.heads, target.neurons, target.hidden):
+        return weights
+    found = measured()
+    if target.heads < whole.heads:
         weights = structured.keep_heads(weights, importance.choose(found.heads, target.heads, together, normalise))
-    if depth * target.neurons < sum(config.layer_widths):
+    if target.neurons < whole.neurons:
         weights = structured.keep_neurons(
             weights, importance.choose(found.neurons, target.neurons, together, normalise)
         )
-    if target.hidden < config.hidden_size:
+    if target.hidden < whole.hidden:
         weights = structured.keep_hidden(weights, importance.choose([found.hidden], target.hidden, False)[0])
     return weights
 
@@ -194,13 +218,20 @@ def _searched(job: Job, structure: Structure, target: Target) -> Target:
     Raises:
         UserError: one head is not fast enough.
     """
-    note = job.run.directory / "widths.json"
+    note, config = job.run.directory / "widths.json", job.dense.config
+    asked = {
+        "model": job.dense.fingerprint(),
+        "target_speedup": structure.target_speedup,
+        "hidden": target.hidden,
+        "layers": list(target.layers),
+    }
     if note.is_file():
         known = read_json(note, "the widths that were searched")
-        if known["target_speedup"] == structure.target_speedup:
+        if known.get("asked") == asked:
             return replace(target, heads=known["heads"], neurons=known["neurons"])
-    config = job.dense.config
-    low, high, fastest = 0, config.num_attention_heads, 0.0  # fast enough; not fast enough
+    smaller = len(target.layers) < config.num_hidden_layers or target.hidden < config.hidden_size
+    # Fast enough; not fast enough, which all heads are where nothing else goes.
+    low, high, fastest = 0, max(config.num_attention_heads + smaller, 2), 0.0
     while high - low > 1:
         heads = (low + high) // 2
         wanted = replace(target, heads=heads, neurons=_neurons(config, heads))
@@ -213,7 +244,7 @@ def _searched(job: Job, structure: Structure, target: Target) -> Target:
             "expected a smaller speed-up, or fewer layers with --target_layers"
         )
     found = replace(target, heads=low, neurons=_neurons(config, low))
-    write_json(note, {"target_speedup": structure.target_speedup, **asdict(found)})
+    write_json(note, {"asked": asked, "heads": found.heads, "neurons": found.neurons})
     return found
 
 
