@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -75,6 +76,15 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     assert len(list(tmp_path.iterdir())) == 4
     remove_parts(tmp_path)
     assert sorted(tmp_path.iterdir()) == [living, foreign]
+
+
+def test_what_another_host_writes_stays_until_it_is_a_day_old(tmp_path):
+    new, old = (tmp_path / f".{name}.0123abcd-{os.getpid()}.part" for name in "ab")
+    for part in (new, old):
+        part.write_text("half")
+    os.utime(old, (time.time() - 25 * 3600,) * 2)
+    remove_parts(tmp_path)
+    assert list(tmp_path.iterdir()) == [new]
 
 
 def test_a_full_disk_is_told_with_path_and_bytes_and_leaves_what_was_there(small_disk):

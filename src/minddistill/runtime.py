@@ -148,13 +148,18 @@ def precision(compute_type: str, dtype: str, device: str) -> dict[str, Any]:
     """
     import mindspore as ms
 
-    if compute_type == "auto":
-        compute_type = "float32" if device == "CPU" else "float16"
+    compute_type = type_names(compute_type, dtype, device)["compute_type"]
     if compute_type == "bfloat16" and device == "CPU":
         _onednn_bfloat16(Path(ms.__file__).parent / "lib")
         compute_type = "float32"
     kinds = {"float16": ms.float16, "bfloat16": ms.bfloat16, "float32": ms.float32}
     return {"compute_type": kinds[compute_type], "dtype": kinds[dtype]}
+
+
+def type_names(compute_type: str, dtype: str, device: str) -> dict[str, str]:
+    """The types that the options of `precision` come to on a device."""
+    auto = "float32" if device == "CPU" else "float16"
+    return {"compute_type": auto if compute_type == "auto" else compute_type, "dtype": dtype}
 
 
 def _onednn_bfloat16(libraries: Path) -> None:

@@ -90,6 +90,18 @@ def test_damage_is_named_and_only_its_shard_is_lost(cache):
     assert cache.missing() == ([0], [f"{path}: its size is not the one it was written with"])
 
 
+def test_damaged_notes_are_as_damaged_shards(cache):
+    fill(cache)
+    (cache.directory / "shard_00000.json").write_text("{")
+    left, dropped = cache.missing()
+    assert left == [0] and dropped == [
+        f"{cache.directory}/shard_00000.bin: its size is not the one it was written with"
+    ]
+    (cache.directory / "cache.json").write_text("[]")
+    left, dropped = cache.missing()
+    assert left == list(cache.shards) and dropped == [f"{cache.directory}: of another teacher, data or precision"]
+
+
 def test_cache_of_another_teacher_is_not_used(cache):
     fill(cache)
     other = TeacherCache(cache.directory, LAYOUT, LENGTH, {"teacher": "b"})

@@ -71,13 +71,27 @@ def test_processes_distil_in_one_stage_as_one(tmp_path, data, teacher):
     flags += ["--learning_rate", "2e-4", "--state_loss_ratio", "1", "--att_loss_ratio", "1"]
     flags += ["--load_teacher_ckpt_path", teacher, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
     assert command("distill", *flags, "--batch_size", "32", "--output_dir", tmp_path / "one") == 0
-    (tmp_path / "distil.py").write_text(
-        "import sys\nfrom minddistill.__main__ import run_command\nsys.exit(run_command('distill', sys.argv[1:]))\n"
-    )
-    several = ["--distribute", "true", "--device_num", "2", "--batch_size", "16", "--output_dir", tmp_path / "two"]
-    done = msrun(2, tmp_path / "logs", tmp_path / "distil.py", *flags, *several)
+    done = distilled(tmp_path, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     agree(tmp_path / "two", tmp_path / "one", "last")
+
+
+def distilled(out, *flags):
+    """What became of 2 processes that distil in one stage into `out / "two"`."""
+    (out / "distil.py").write_text(
+        "import sys\nfrom minddistill.__main__ import run_command\nsys.exit(run_command('distill', sys.argv[1:]))\n"
+    )
+    several = ["--distribute", "true", "--device_num", "2", "--batch_size", "16", "--output_dir", out / "two"]
+    return msrun(2, out / "logs", out / "distil.py", *flags, *several)
+
+
+@pytest.mark.slow
+def test_patience_ends_all_processes(tmp_path, data, teacher):
+    flags = ["--student", "test-2l-32", "--init_from_teacher", "1,3", "--buckets", "12", "--epoch_size", "5"]
+    flags += ["--learning_rate", "1e-12", "--patience", "2", "--load_teacher_ckpt_path", teacher]
+    done = distilled(tmp_path, *flags, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "distill: 24 steps in" in (tmp_path / "two" / "log.txt").read_text()  # 3 epochs of 8 steps
 
 
 @pytest.mark.slow

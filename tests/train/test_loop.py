@@ -90,6 +90,21 @@ def test_a_run_goes_on_at_its_position_and_one_that_had_ended_does_not():
     assert len(train(state, **options)) == 8 and train(state, **options) == []
 
 
+@pytest.mark.parametrize(
+    ("every", "accumulate", "seen"),
+    [
+        (3, 1, [3, 6, 9, 12]),
+        (3, 2, [4, 6, 10, 12]),  # at the next update, wherever the steps between two updates pass a multiple
+        (5, 3, [7, 11]),  # updates after 3, 4, 7, 8, 11 and 12 steps: 5 and 10 are passed at 7 and 11
+        (2, 4, [4, 8, 12]),
+    ],
+)
+def test_hooks_are_called_at_updates(every, accumulate, seen):
+    steps = []
+    train(fresh(), [Hook(every, lambda state, outputs: steps.append(state.step))], accumulate=accumulate)
+    assert steps == seen
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_between_steps_even_at_the_very_end(number):
     def tell(state, outputs):

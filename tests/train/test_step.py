@@ -84,6 +84,13 @@ def test_overflow_skips_the_update_and_lowers_the_scale():
         assert float(scale.value.asnumpy()) == expected
 
 
+def test_the_scale_rises_as_far_as_2_to_the_24():
+    _, _, scale, step = built(StepConfig(loss_scale_value=2.0**23, scale_window=1))
+    for expected in (2.0**24, 2.0**24):
+        step({"x": X})
+        assert float(scale.value.asnumpy()) == expected
+
+
 def test_scaled_gradients_that_overflow_are_noticed():
     _, optimizer, _, step = built(StepConfig(loss_scale_value=2.0**120))
     assert bool(step({"x": X * 1e9})[2].asnumpy()) and optimizer.global_step.asnumpy()[0] == 0

@@ -15,7 +15,8 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from ..files import checksum, read_json, remove_parts, whole_file, write_json
+from ..errors import UserError
+from ..files import checksum, read_object, remove_parts, whole_file, write_json
 
 _SHARD_BYTES = 256 * 2**20
 NOTE = "cache.json"
@@ -88,7 +89,7 @@ class TeacherCache:
         """The shards that are still to be written, and what was found damaged or foreign and is dropped."""
         dropped: list[str] = []
         note = self.directory / NOTE
-        if note.is_file() and read_json(note, "the note of a teacher cache") != self.identity:
+        if note.is_file() and noted(note) != self.identity:
             dropped.append(f"{self.directory}: of another teacher, data or precision")
             for file in sorted(self.directory.iterdir(), key=lambda file: file.name == NOTE):
                 file.unlink()  # the note last: as long as there is a shard, it says whose
@@ -97,19 +98,19 @@ class TeacherCache:
         write_json(note, self.identity)
         left = []
         for shard in map(int, self.shards):
-            problem = self._problem(shard)
+            problem = self.problem(shard)
             if problem is not None:
                 left.append(shard)
                 if problem:
                     dropped.append(problem)
         return left, dropped
 
-    def _problem(self, shard: int) -> str | None:
+    def problem(self, shard: int) -> str | None:
         """None for a whole shard, "" for one that was never finished, else what is wrong with it."""
         data, note = self._paths(shard)
         if not note.is_file():
             return ""
-        known = read_json(note, "the note of a shard")
+        known = noted(note)
         if not data.is_file() or data.stat().st_size != known.get("bytes"):
             return f"{data}: its size is not the one it was written with"
         if checksum(data) != known.get("crc32c"):
@@ -199,6 +200,14 @@ class TeacherCache:
             shape = int(self.first[rows[-1] + 1] - self.first[rows[0]]), self.layout.classes
             self._open[shard] = values, predictions.reshape(shape), int(rows[0])
         return self._open[shard]
+
+
+def noted(note: Path) -> dict[str, Any]:
+    """What a note says; nothing where it is damaged."""
+    try:
+        return read_object(note, "the note of a teacher cache")
+    except UserError:
+        return {}
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ Where the device is not CPU, there is no compiler, or MINDDISTILL_NATIVE=off, ce
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -85,8 +86,8 @@ def _library() -> Path | None:
     """The compiled kernels; built once for a source, compiler and processor, and kept in the user's cache directory."""
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "false"):
         return None
-    compiler = shlex.split(os.environ.get("CC", "cc"))
     try:
+        compiler = shlex.split(os.environ.get("CC", "cc"))
         version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
         key = hashlib.sha256(_SOURCE.read_bytes() + version + _processor() + " ".join(_FLAGS).encode()).hexdigest()
         cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minddistill"
@@ -95,7 +96,8 @@ def _library() -> Path | None:
             with whole_file(library) as temporary:
                 command = [*compiler, *_FLAGS, "-o", str(temporary), str(_SOURCE), "-lm"]
                 subprocess.run(command, capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
+        ctypes.CDLL(str(library))  # a place that programs cannot be loaded from is told here
+    except (OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None)
         reason = said.decode(errors="replace").strip().splitlines()[0] if said else error
         logging.getLogger(__name__).warning(

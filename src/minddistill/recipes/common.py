@@ -159,6 +159,11 @@ def align_labels(weights: store.Weights, rows: Rows, say: Callable[[str], None])
     if not labels or tuple(labels) == have:
         return weights
     order = label_order(have, labels, str(weights.source), rows.directory)
+    if weights.outline:
+        raise UserError(
+            f"{weights.source}: a teacher's outline with the labels {', '.join(have)}; {rows.directory} has "
+            f"{', '.join(labels)}, another order; expected the records that its outputs were computed for"
+        )
     if order is None:
         say(f"The teacher {weights.source} does not name its labels; taken to be {', '.join(labels)} in this order")
         return store.Weights(weights.config.with_(labels=tuple(labels)), weights.values, weights.source, weights.fit)
@@ -235,7 +240,7 @@ def matched_layers(
     if not attention:
         return LayerMap((), pairs.hidden)
     with log.check("heads") as found:
-        check_heads(pairs, student.num_attention_heads, teacher.num_attention_heads)
+        check_heads(pairs, student.layer_heads, teacher.layer_heads)
         found(f"{student.num_attention_heads}, as the teacher has")
     return pairs
 
@@ -268,8 +273,7 @@ def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
         return [rows.seq_length]
     if fixed:
         raise UserError(
-            f"--buckets {spec}: --loss_mode reference and data sink need one fixed length; give --buckets off, "
-            "or --loss_mode masked"
+            f"--buckets {spec}: the losses of --loss_mode reference need one fixed length; give --buckets off, or --loss_mode masked"
         )
     if spec == "auto":
         return choose_buckets(rows.length, rows.seq_length)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..config import flag, numbers
+from ..config import flag, numbers, unusual
 from ..errors import UserError
-from ..models.config import ModelConfig
+from ..models.config import ModelConfig, WordConfig
 from ..models.presets import preset
 from ..train.optim import OptimConfig
 from ..train.step import StepConfig
@@ -48,10 +48,10 @@ class OptimFlags:
     loss_scale_value: float = flag(256.0, "initial loss scale")
     scale_window: int = flag(50, "steps without overflow after which the loss scale rises")
 
-    def optim(self, learning_rate: float = 0.0) -> OptimConfig:
+    def optim(self, learning_rate: float | None = None) -> OptimConfig:
         """The optimiser's configuration, with another highest learning rate if one is given."""
         return OptimConfig(
-            learning_rate or self.learning_rate,
+            self.learning_rate if learning_rate is None else learning_rate,
             self.end_learning_rate,
             self.power,
             self.weight_decay,
@@ -79,6 +79,20 @@ class StepFlags:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"--batch_size {self.batch_size}: expected a positive whole number")
+
+
+# Flags of a student's network: those that replace what its preset has, and those that it takes as they are.
+_PRESET = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_SIZES = (*_PRESET, "attention_head_size")
+_TAKEN = (
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "initializer_range",
+    "use_relative_positions",
+)
 
 
 @dataclass
@@ -112,33 +126,40 @@ class StudentFlags:
         """Attention heads, as far as these flags tell."""
         return self.num_attention_heads or preset(self.student).num_attention_heads
 
+    def refuse_other(self, config: ModelConfig | WordConfig, source: object) -> None:
+        """See that a student that is read has what these flags say of one.
+
+        Raises:
+            UserError: it has not; names the flag and `source`.
+        """
+        given = unusual(self).keys()
+        for name in (*_SIZES, *_TAKEN):
+            of_preset = "student" in given and name in _PRESET and name not in given
+            if of_preset and name == "num_hidden_layers" and self.init_from_teacher:
+                continue  # which says how deep it is
+            if name in given or of_preset:
+                value = getattr(preset(self.student) if of_preset else self, name)
+                has = getattr(config, name, None)
+                if value != has:
+                    flag_name = f"student {self.student}: {name} {value}" if of_preset else f"{name} {value}"
+                    raise UserError(f"--{flag_name}: {source} has {has}; leave the flag out, it starts as it was saved")
+
     def config(self, teacher: ModelConfig) -> ModelConfig:
         """The student's configuration; vocabulary and padding are the teacher's, depth that of `init_from_teacher`."""
         base = preset(self.student)
-        sizes = (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "attention_head_size",
-            "intermediate_size",
-        )
-        changes: dict[str, Any] = {name: getattr(self, name) for name in sizes if getattr(self, name)}
-        taken = (
-            "hidden_act",
-            "hidden_dropout_prob",
-            "attention_probs_dropout_prob",
-            "max_position_embeddings",
-            "type_vocab_size",
-            "initializer_range",
-            "use_relative_positions",
-        )
-        changes |= {name: getattr(self, name) for name in taken}
+        changes: dict[str, Any] = {name: getattr(self, name) for name in _SIZES if getattr(self, name)}
+        changes |= {name: getattr(self, name) for name in _TAKEN}
         if self.init_from_teacher and not self.num_hidden_layers:
             changes["num_hidden_layers"] = len(numbers(self.init_from_teacher, "--init_from_teacher"))
         if self.init_from_teacher or teacher.family != "bert":
             # The student is of the teacher's family, so that its embeddings mean the same.
+            given = unusual(self).keys()
             for name in ("family", "type_vocab_size", "max_position_embeddings", "hidden_act", "layer_norm_eps"):
                 changes[name] = getattr(teacher, name)
+                if name in given and getattr(self, name) != changes[name]:
+                    raise UserError(
+                        f"--{name} {getattr(self, name)}: the teacher has {changes[name]}, and so has its student"
+                    )
             if teacher.embedding_size != teacher.hidden_size:
                 changes["embedding_size"] = teacher.embedding_size
         if self.vocab_size and self.vocab_size != teacher.vocab_size:

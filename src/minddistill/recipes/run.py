@@ -17,6 +17,7 @@ from .checks import Load, check_load
 from .flags import RunFlags, StepFlags
 
 DONE = "done.json"
+CACHING = "teacher_cache.json"  # what was decided on the teacher's cache
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def open_run(flags: RunFlags, step: StepFlags, place: runtime.Runtime, stages: S
 def _tidy(stage: Path, start_over: bool) -> None:
     checkpoints = Checkpoints(stage / "checkpoints", 1)
     if start_over:
-        (stage / DONE).unlink(missing_ok=True)
+        for note in (DONE, CACHING):
+            (stage / note).unlink(missing_ok=True)
         checkpoints.clear()
     for directory in (stage, checkpoints.directory):
         remove_parts(directory)

@@ -181,7 +181,7 @@ class _Training:
                 accumulate=stage.step.accumulate,
                 most_steps=stage.most_steps,
                 leads=self.leads,
-                stop_early=lambda s: bool(stage.patience) and s.epoch - s.best.get("epoch", s.epoch) > stage.patience,
+                stop_early=self._no_better if stage.patience else None,
             )
         except Stopped:
             self.watch.check(state, ())
@@ -193,9 +193,16 @@ class _Training:
         finally:
             self.log.stop()
         self.watch.check(state, ())  # of a run that ended inside an epoch
+        if self.work.pruner:  # or inside an update
+            self.work.pruner.at(state.step)
         self._judge(state, ())
         self.seconds = time.perf_counter() - began
         self.waited = ahead.waited
+
+    def _no_better(self, state: TrainState) -> bool:
+        """Whether so many epochs brought nothing better; all processes come to the answer of the one that evaluates."""
+        waited = state.epoch - state.best.get("epoch", state.epoch)
+        return not self.stage.run.place.all(not self.leads or waited < self.stage.patience)
 
     def finish(self) -> tuple[Path, dict[str, float]]:
         """Save the last model, and note that the stage is done; returns its result, as `run_stage` does."""
@@ -241,11 +248,11 @@ class _Training:
         value = next(iter(found.values()))
         told = {f"dev_{metric}": value for metric, value in found.items()}
         self.log.metrics(name, state.epoch + bool(state.position), state.step, told)
-        if work.pruner and not work.pruner.finished(state.step):
+        if work.pruner and not work.pruner.finished:
             self.log.line(f"dev: {value:.6f} at sparsity {work.pruner.sparsity():.4f}")
         elif value > state.best.get("value", -np.inf):
             work.save("best", found)
-            state.best = {"value": value, "epoch": state.epoch, "metrics": found}
+            state.best = {"value": value, "epoch": state.epoch + bool(state.position), "metrics": found}
             self.log.line(f"The best acc is {value:.6f}")
 
     def _places(self, epoch: int, position: int) -> list[str]:

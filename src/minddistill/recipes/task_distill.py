@@ -70,6 +70,7 @@ def phase_one(job: Job) -> Stage:
         UserError: student and teacher do not go together, or there are several teachers.
     """
     job.require_one_teacher("phase 1 (--load_td1_ckpt_path leaves it out)")
+    job.learning.phase(2), predictions(job)  # what phase 2 refuses is told before phase 1
     weights, origin, wanted = starting_point(job)
     pairs = common.matched_layers(job.student.layer_map, wanted, job.teacher.config, job.run.log)
     carried = {} if weights is None else weights.fit
@@ -113,6 +114,18 @@ def phase_one(job: Job) -> Stage:
     )
 
 
+def predictions(job: Job) -> Prediction:
+    """The objective of phase 2.
+
+    Raises:
+        UserError: its weights or its temperature are out of range, or the labels it wants are not there.
+    """
+    learning = job.learning
+    if learning.hard_label_weight:
+        job.train.require_labels("--hard_label_weight above 0:")
+    return Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.problem)
+
+
 def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (phase 2)") -> Stage:
     """Predictions: the student in the model directory `first`, with a classifier, and what it learns from.
 
@@ -121,6 +134,8 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
     """
     with job.run.log.check("student") as found:
         weights = student_at(job, first)
+        if job.config.load_td1_ckpt_path:
+            job.student.refuse_other(weights.config, weights.source)
         wanted = weights.config.with_(**job.head)
         found(common.described(weights))
     if job.config.load_td1_ckpt_path:  # else phase 1, which takes more, has seen to it
@@ -134,8 +149,7 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
         if job.config.load_td1_ckpt_path:  # phase 1, which checks the teacher, was left out
             job.check(teachers)
         source, columns = job.taught(None, teachers)
-        objective = Prediction(learning.temperature, learning.hard_label_weight, job.teacher.config.problem)
-        return Work(Distiller(student, source, objective), job.loader(columns), save, evaluate_dev)
+        return Work(Distiller(student, source, predictions(job)), job.loader(columns), save, evaluate_dev)
 
     return Stage(
         name="phase2",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import runtime
 from ..config import flag, numbers
 from ..data.loader import Loader
 from ..data.records import Rows
@@ -27,7 +28,7 @@ from ..train.optim import OptimConfig
 from . import common, evaluate, report, teacher_cache
 from .checks import Load
 from .flags import OptimFlags, RunFlags, StudentFlags, step_config
-from .run import Run
+from .run import CACHING, Run
 
 
 @dataclass
@@ -43,10 +44,10 @@ class Config:
     td_phase2_epoch_size: int = flag(3, "epochs of phase 2")
     device_id: int = flag(0, "number of the device")
     do_shuffle: bool = flag(True, "shuffle the training rows every epoch")
-    enable_data_sink: bool = flag(True, "feed batches ahead where the device supports it (not CPU)")
+    enable_data_sink: bool = flag(True, "answered in the log: a thread makes batches ahead on every device")
     save_ckpt_step: int = flag(1000, "steps between checkpoints", "save_checkpoint_step")
     max_ckpt_num: int = flag(1, "checkpoints kept")
-    data_sink_steps: int = flag(1, "steps of one sink")
+    data_sink_steps: int = flag(1, "of the model zoo; batches are fed one by one")
     load_teacher_ckpt_path: str = flag(
         "", "the fine-tuned teacher: model directory or .ckpt; of several, with commas, phase 2 takes the mean logits"
     )
@@ -194,7 +195,7 @@ class Job:
 
     def cached(self, pairs: LayerMap | None, teacher: store.Weights) -> tuple[dict[str, Any], Layout, int]:
         """Whose outputs a phase's cache holds, which of them, and in how many epochs they are read."""
-        types = {"compute_type": self.run.step.compute_type, "dtype": self.run.step.dtype}
+        types = runtime.type_names(self.run.step.compute_type, self.run.step.dtype, self.run.place.device)
         owner = teacher_cache.identity(teacher, self.train, types, self.caches)
         layout = teacher_cache.layout_of(teacher.config, pairs)
         if pairs is None:
@@ -207,8 +208,9 @@ class Job:
         Raises:
             UserError: it has not.
         """
-        cache = {}
-        if self.learning.teacher_cache not in teacher_cache.SETTINGS:  # "auto" sees for itself what it may take
+        cache, kept = {}, self.learning.teacher_cache not in teacher_cache.SETTINGS
+        if kept:  # "auto" sees for itself what it may take
+            self.require_real_positions(pairs)
             layouts = [self.cached(pairs, teacher)[:2] for teacher in self.teachers]
             new = [
                 layout for owner, layout in layouts if not teacher_cache.path_of(self.caches, owner, layout).is_dir()
@@ -217,7 +219,7 @@ class Job:
         load = Load(
             trained,
             student,
-            None if self.carried else self.teacher.config,
+            None if self.carried or kept else self.teacher.config,
             sum(value.size for weights in self.teachers for value in weights.values.values()),
             len(pairs.attention) if pairs else 0,
             self.run.step.batch_size,
@@ -226,6 +228,18 @@ class Job:
             cache,
         )
         self.run.check_load(load)
+
+    def require_real_positions(self, pairs: LayerMap | None) -> None:
+        """See that layers are compared at the positions that a cache keeps.
+
+        Raises:
+            UserError: `--loss_mode reference` compares them at the padded ones too.
+        """
+        if pairs and self.student.loss_mode == "reference":
+            raise UserError(
+                f"--teacher_cache {self.learning.teacher_cache}: keeps real positions, and --loss_mode reference compares "
+                "padded ones too; expected --teacher_cache off, or --loss_mode masked"
+            )
 
     def taught(
         self, pairs: LayerMap | None, teachers: Sequence[TextModel | None]
@@ -239,8 +253,11 @@ class Job:
             return CachedTeacher(), self.train.taught
         setting, live = self.learning.teacher_cache, all(teachers)
         source = Ensemble(teachers) if live and len(teachers) > 1 else teachers[0]
+        if setting == "auto" and pairs and self.student.loss_mode == "reference":
+            setting = "off"
         if setting == "off" and live:
             return source, None
+        self.require_real_positions(pairs)
         found = [self.cached(pairs, weights) for weights in self.teachers]
         _, layout, epochs = found[0]
         started = any(teacher_cache.path_of(self.caches, owner, kept).is_dir() for owner, kept, _ in found)
@@ -258,7 +275,7 @@ class Job:
 
     def caching_pays(self, layout: Layout, epochs: int) -> bool:
         """Whether `--teacher_cache auto` keeps a layout, decided once for a run: float16 outputs make other weights."""
-        note = self.run.directory / "teacher_cache.json"
+        note = self.run.directory / CACHING
         decided = read_json(note, "what was decided on the teacher's cache") if note.is_file() else {}
         if layout.name not in decided:
             pays = teacher_cache.pays(layout, self.train, epochs, self.run.directory, self.run.log.line)
@@ -295,10 +312,15 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
     dev = None
     if first:
         dev = common.read_checked(first, "--eval_data_dir", weights.config, weights.directory, **options)
+        dev.require_labels("--eval_data_dir")
     if carried:
         with run.log.check("teacher") as found:
             teachers = [_carried(weights, train)]
             found(f"its logits are in {train.directory}")
+    if learning.teacher_cache == "off" and any(teacher.outline for teacher in teachers) and not carried:
+        raise UserError(
+            f"--teacher_cache off: {config.load_teacher_ckpt_path} is a teacher's outline; expected the directory of its cache"
+        )
     for other in teachers[1:]:
         with run.log.check("vocabulary of a teacher") as found:
             _check_reads(other, train, weights)
@@ -424,8 +446,20 @@ def starting_point(job: Job) -> tuple[store.Weights | None, str, ModelConfig]:
     with job.run.log.check("student") as found:
         wanted = job.student.config(job.teacher.config) if weights is None else weights.config
         wanted = wanted.with_(**job.head)
+        _check_student(job, wanted, weights)
         found(f"{wanted.summary}, from {origin}")
     return weights, origin, wanted
+
+
+def _check_student(job: Job, wanted: ModelConfig, weights: store.Weights | None) -> None:
+    """See that a student reads the rows, which its teacher reads."""
+    if wanted.vocab_size != job.teacher.config.vocab_size:
+        raise UserError(
+            f"{weights.source if weights else '--vocab_size'}: a student of {wanted.vocab_size} word pieces, its teacher has "
+            f"{job.teacher.config.vocab_size}; one of another tokenizer learns from text that the teacher has labelled "
+            "(minddistill label, then distill without --load_teacher_ckpt_path)"
+        )
+    common.check_vocabulary(job.train, wanted, weights.directory if weights else None)
 
 
 def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
@@ -433,6 +467,7 @@ def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
         if job.student.init_from_teacher:
             raise UserError("--init_from_teacher and --load_gd_ckpt_path: two starting points; give one of them")
         weights = student_at(job, job.config.load_gd_ckpt_path)
+        job.student.refuse_other(weights.config, weights.source)
         return weights, str(weights.source)
     if job.student.init_from_teacher:
         wanted = job.student.config(job.teacher.config)
@@ -454,6 +489,7 @@ def student_at(job: Job, path: str | Path) -> store.Weights:
             f"{weights.source}: a {weights.config.family} does not read its teacher's word pieces; label the text with the "
             "teacher (minddistill label), and give distill no --load_teacher_ckpt_path"
         )
+    _check_student(job, weights.config, weights)
     return weights
 
 

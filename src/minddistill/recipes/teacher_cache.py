@@ -14,10 +14,9 @@ import numpy as np
 
 from ..data.loader import Loader
 from ..data.records import Rows
-from ..data.teacher_cache import NOTE, Layout, TeacherCache
+from ..data.teacher_cache import NOTE, Layout, TeacherCache, noted
 from ..distill.layer_map import LayerMap
 from ..errors import UserError
-from ..files import read_json
 from ..models import store
 from ..models.config import ModelConfig
 from ..models.heads import TextModel, outputs_function
@@ -32,9 +31,19 @@ _BATCH_TOKENS = 2048
 
 
 def layout_of(config: ModelConfig, pairs: LayerMap | None) -> Layout:
-    """What phase 1 needs of a teacher (`pairs`), or phase 2 (None); the logits are kept in both."""
+    """What phase 1 needs of a teacher (`pairs`), or phase 2 (None); the logits are kept in both.
+
+    Raises:
+        UserError: its layers differ in their number of heads.
+    """
     hidden, attention = (pairs.hidden, pairs.attention) if pairs else ((), ())
-    sizes = config.hidden_size, config.num_attention_heads, config.num_labels
+    heads = {config.layer_heads[layer] for layer in attention} or {config.num_attention_heads}
+    if len(heads) > 1:
+        raise UserError(
+            f"the teacher's layers have {', '.join(map(str, sorted(heads)))} attention heads; a cache keeps as many of each; "
+            "give --teacher_cache off"
+        )
+    sizes = config.hidden_size, heads.pop(), config.num_labels
     return Layout(tuple(hidden), tuple(attention), *sizes, tokens=config.problem == TOKEN)
 
 
@@ -51,7 +60,7 @@ def identity(teacher: store.Weights, rows: Rows, types: dict[str, str], caches: 
     """What a cache belongs to: the teacher's weights and shape, the rows, and the types it was computed in.
 
     Args:
-        types: the options `compute_type` and `dtype`. A teacher that is only an outline was computed elsewhere, and the
+        types: from `runtime.type_names`. A teacher that is only an outline was computed elsewhere, and the
             types of what is found under `caches` stand.
 
     Raises:
@@ -61,7 +70,7 @@ def identity(teacher: store.Weights, rows: Rows, types: dict[str, str], caches: 
     if not teacher.outline:
         return mine | {"types": types}
     for note in sorted(caches.glob(f"*/{NOTE}")):
-        known = read_json(note, "the note of a teacher cache")
+        known = noted(note)
         if {name: known.get(name) for name in mine} == mine:
             return mine | {"types": known["types"]}
     raise UserError(
@@ -86,7 +95,9 @@ def outline_in(caches: str) -> str:
 def begun(caches: Path, owner: dict[str, Any]) -> Layout | None:
     """The layout of a cache that holds this teacher's logits for these rows, or None."""
     for note in sorted(caches.glob(f"{_key(owner)}_*/{NOTE}")):
-        known = read_json(note, "the note of a teacher cache")["layout"]
+        known = noted(note).get("layout")
+        if known is None:
+            continue
         layout = Layout(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
         if layout.classes:
             return layout
@@ -131,7 +142,7 @@ def filled(
         place.all()
     for line in dropped:
         say(f"Teacher cache: {line}; computed again")
-    if not missing:
+    if place.all(not missing):
         say(f"Teacher cache: reading {cache.directory}")
         return cache
     if teacher is None:
@@ -147,9 +158,17 @@ def filled(
         f"save {seconds * max(epochs - 1, 0):.0f} s"
     )
     began = time.perf_counter()
-    for shard in missing[place.rank :: place.size]:
-        cache.write(shard, _outputs(forward, cache, rows, shard, buckets))
+    # Each process has its share of all shards, as another run may write to the same directory; what that one has
+    # finished meanwhile is not computed again.
+    for shard in map(int, cache.shards[place.rank :: place.size]):
+        if cache.problem(shard) is not None:
+            cache.write(shard, _outputs(forward, cache, rows, shard, buckets))
     place.all()
+    if place.size > 1 and (left := [shard for shard in map(int, cache.shards) if cache.problem(shard) is not None]):
+        raise UserError(
+            f"{cache.directory}: {len(left)} of {len(cache.shards)} shards are not here after all processes have written "
+            "theirs; expected a directory that all of them share"
+        )
     say(f"Teacher cache: written in {time.perf_counter() - began:.0f} s")
     return cache
 
@@ -179,8 +198,7 @@ def _outputs(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     mine, layout = cache.rows_of(shard), cache.layout
     part = rows.take(mine)
-    useful = [length for length in buckets if length <= rows.seq_length]
-    loader = _loader(part, useful)
+    loader = _loader(part, buckets)
     for planned in loader.plan(0):
         found = forward(loader.batch(planned))
         for place in range(planned.real):

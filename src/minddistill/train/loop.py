@@ -80,7 +80,7 @@ class Prefetched:
 
 @dataclass
 class Hook:
-    """Something done every so many steps, and at the end of each epoch."""
+    """Something done every so many steps, or at the next update after these, and at the end of each epoch."""
 
     every: int
     do: Callable[[TrainState, tuple], None]
@@ -117,6 +117,7 @@ def fit(
     with _signals(leads) as told:
         while state.epoch < epochs and not (stop_early and stop_early(state)):
             outputs: tuple = ()
+            seen = state.step  # the latest update
             for batch in batches.epoch(state.epoch, state.position):
                 if most_steps and state.step >= most_steps:
                     return
@@ -124,10 +125,13 @@ def fit(
                 last = state.position % accumulate == 0 or state.position == len(batches)
                 outputs = step(batch, last)
                 state.step += 1
+                if not last:
+                    continue
                 for hook in hooks:
-                    if hook.every and state.step % hook.every == 0 and last:
+                    if hook.every and state.step // hook.every > seen // hook.every:
                         hook.do(state, outputs)
-                if told.is_set() and last:
+                seen = state.step
+                if told.is_set():
                     raise Stopped
             state.epoch, state.position = state.epoch + 1, 0
             for hook in hooks:

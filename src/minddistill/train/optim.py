@@ -34,6 +34,8 @@ class OptimConfig:
             raise UserError(f"learning_rate {self.learning_rate}: expected a positive number")
         if not 0 < self.end_learning_rate <= self.learning_rate:
             raise UserError(f"end_learning_rate {self.end_learning_rate}: expected above 0, at most learning_rate")
+        if not self.eps > 0:
+            raise UserError(f"eps {self.eps}: expected a positive number")
         if not 0 <= self.warmup_ratio < 1:
             raise UserError(f"warmup_ratio {self.warmup_ratio}: expected a number from 0 up to, not including, 1")
 

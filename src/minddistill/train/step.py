@@ -29,6 +29,8 @@ class StepConfig:
     def __post_init__(self) -> None:
         if self.clip not in CLIPS:
             raise UserError(f"--clip {self.clip!r}: expected one of {', '.join(CLIPS)}")
+        if not self.clip_norm > 0:
+            raise UserError(f"--clip_norm {self.clip_norm}: expected a positive number; --clip off clips nothing")
         if self.loss_scale_value < 1 or self.scale_factor < 2 or self.scale_window < 1 or self.accumulate < 1:
             raise UserError(
                 f"loss_scale_value {self.loss_scale_value}, scale_factor {self.scale_factor}, scale_window "
@@ -38,7 +40,7 @@ class StepConfig:
 
 class LossScale(nn.Cell):
     """Dynamic loss scale (Micikevicius et al. 2018, arXiv 1710.03740): divided on overflow, multiplied after
-    `window` steps in a row without one. Its two numbers are parameters, so that a run can be resumed."""
+    `window` steps in a row without one, up to 2^24. Its two numbers are parameters, so that a run can be resumed."""
 
     def __init__(self, value: float, factor: int, window: int):
         super().__init__()
@@ -46,6 +48,8 @@ class LossScale(nn.Cell):
         self.good = Parameter(Tensor(0, ms.int32), name="good_steps", requires_grad=False)
         self.factor = Tensor(factor, ms.float32)
         self.least = Tensor(1.0, ms.float32)
+        # In float32 nothing would overflow below 2^60, and from then on a step of each window would be lost.
+        self.most = Tensor(2.0**24, ms.float32)
         self.window = window
 
     def construct(self, finite: Tensor) -> Tensor:
@@ -53,7 +57,8 @@ class LossScale(nn.Cell):
         good = self.good + 1
         full = ops.logical_and(finite, good >= self.window)
         lowered = ops.maximum(self.value / self.factor, self.least)
-        raised = ops.select(full, self.value * self.factor, self.value * self.least)
+        higher = self.value * self.factor
+        raised = ops.select(ops.logical_and(full, higher <= self.most), higher, self.value * self.least)
         kept = ops.select(ops.logical_and(finite, ops.logical_not(full)), good, good * 0)
         value = ops.select(finite, raised, lowered)
         return ops.depend(value, (ops.assign(self.value, value), ops.assign(self.good, kept)))
