@@ -135,6 +135,13 @@ def test_a_custom_task_in_one_yaml(tmp_path, vocabulary, capsys):
     assert rows.meta["problem_type"] == "multi_label_classification"
 
 
+def test_a_dash_is_a_label_but_for_mnli(tmp_path, vocabulary, capsys):
+    (tmp_path / "a.csv").write_text("text,label\ngood film,+\nbad film,-\na plot,-\n")
+    flags = ["--task_name", "custom", "--train_file", tmp_path / "a.csv"]
+    assert custom(tmp_path, vocabulary, capsys, *flags).startswith("train: 3 rows")
+    assert read_rows(tmp_path / "out" / "train").meta["labels"] == ["+", "-"]
+
+
 def test_rows_out_of_scope_are_a_class_where_training_rows_have_it(tmp_path, vocabulary, capsys):
     (tmp_path / "in.csv").write_text("text,label\ngood film,play\nbad film,book\n")
     (tmp_path / "all.csv").write_text("text,label\ngood film,play\na plot,oos\nbad film,book\n")
@@ -175,6 +182,11 @@ def test_rows_out_of_scope_are_a_class_where_training_rows_have_it(tmp_path, voc
             "--text_column x: not of token_classification",
         ),
         (["--task_name", "custom", "--problem_type", "ranking"], "--problem_type"),
+        (
+            ["--task_name", "custom", "--problem_type", "regression", "--labels", "a,b"],
+            "--labels a,b: not of regression",
+        ),
+        (["--task_name", "custom", "--metrics", "out_of_scope_recall"], "out_of_scope_recall: needs --out_of_scope"),
     ],
 )
 def test_flags_that_contradict_each_other(flags, message, tmp_path, vocabulary, capsys):

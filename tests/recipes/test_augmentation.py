@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import spacy
 from small import QUICK, command
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from minddistill.data import records
 from minddistill.data.loader import MaskedLoader
@@ -179,12 +180,40 @@ def test_several_processes_write_the_same_bytes(words, tiny_encoder, speech, tmp
         (["--glove", "absent.txt"], "absent.txt"),
         (["--glove", "x", "--split", "test"], "--split test: no such file"),
         (["--glove", "x", "--dataset_type", "mindrecord"], "written as tfrecord"),
+        (["--method", "mask", "--glove", "x"], "--glove x: has no part in --method mask"),
+        (["--glove", "x", "--masks_together", 1], "--masks_together 1: has no part in --method tinybert"),
+        (["--method", "mask", "--p_pos", 0.2], "--p_pos 0.2: has no part in --method mask"),
+        (["--glove", "x", "--confidence", 0.9], "--confidence 0.9: has no part in --method tinybert"),
     ],
 )
 def test_wrong_flags_end_in_a_line(words, tiny_encoder, capsys, flags, told):
     assert command("augment", *words, "--tokenizer", tiny_encoder, *flags) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
+
+
+def test_pieces_of_words_and_words_of_pieces(tiny_encoder):
+    byte_level = Tokenizer(models.BPE())
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.train_from_iterator(["a great film", "the greatest film"] * 9, trainers.BpeTrainer(show_progress=False))
+    pieces = augment.Pieces(byte_level)
+    (great,) = pieces.of("great")
+    assert byte_level.id_to_token(great) == "\u0120great"
+    rest = byte_level.token_to_id("t")
+    assert pieces.words([great, rest, *pieces.of("film")]) == ["great", "film"]
+    plain = augment.Pieces(load_tokenizer(tiny_encoder))
+    special = plain.tokenizer.token_to_id("[MASK]")
+    assert plain.words([special, *plain.of("film")]) == ["film"]
+
+
+def test_a_corrected_mistake_goes_on_where_nothing_was_written(words, tiny_encoder, tmp_path):
+    flags = [*words, "--tokenizer", tiny_encoder, "--output_dir", tmp_path / "out"]
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("film 1 0\nmovie 1 0.1\nplot 0 1\n")
+    assert command("augment", *flags, "--glove", tmp_path / "absent.txt") == 2
+    assert command("augment", *flags, "--glove", vectors) == 0
+    vectors.write_text("film 1 0\nmovie 1 0.2\nplot 0 1\n")
+    assert command("augment", *flags, "--glove", vectors) == 2  # other words than those that were written
 
 
 def test_an_encoder_without_the_head_is_refused(words, tiny_encoder, capsys):

@@ -89,6 +89,14 @@ def test_several_teachers_say_the_mean_of_their_logits(tmp_path):
     np.testing.assert_array_equal(mean_logits(caches)(np.array([1, 0]), 4)["teacher_logits"], mean[::-1])
 
 
+def test_the_reference_loss_has_its_teacher_at_every_step_and_patience_ends(data, teacher, tmp_path):
+    more = ["--att_loss_ratio", 1, "--loss_mode", "reference", "--epoch_size", 6, "--patience", 2]
+    assert command("distill", *flags(data, teacher, tmp_path), *more, "--learning_rate", 1e-12) == 0
+    log = (tmp_path / "log.txt").read_text()
+    assert "Teacher cache" not in log
+    assert "distill: 45 steps in" in log  # the first of 3 epochs of 15 was the best
+
+
 def test_mistakes_end_in_one_line(data, teacher, tiny_encoder, augmented, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
@@ -109,6 +117,24 @@ def test_mistakes_end_in_one_line(data, teacher, tiny_encoder, augmented, tmp_pa
         (["--load_teacher_ckpt_path", f"{teacher},{tiny_encoder}"], "trained on the labels (none"),
         (["--aug_train", other], f"--aug_train {other}: labels ['yes', 'no']"),
         (["--init_from_teacher", "", "--num_attention_heads", 2, *ALL_TERMS], "the student has 2 attention heads"),
+    ]
+    alien = tmp_path / "alien"
+    model = store.new(preset("test-2l-32").with_(vocab_size=50, labels=("no", "yes")), seed=1)
+    store.save(alien, model, tokenizer_from=None, command="test", parents={}, data={}, metrics={})
+    start = ["--init_from_teacher", ""]
+    cases += [
+        ([*start, "--load_gd_ckpt_path", alien], f"{alien}: a student of 50 word pieces, its teacher has"),
+        (
+            [*start, "--load_gd_ckpt_path", alien, "--num_hidden_layers", 3],
+            f"--num_hidden_layers 3: {alien} has 2; leave the flag out",
+        ),
+        ([*start, "--load_gd_ckpt_path", alien, "--student", "minilm-l3"], f"hidden_size 384: {alien} has 32"),
+        (["--hidden_act", "relu"], "--hidden_act relu: the teacher has gelu, and so has its student"),
+        ([*start, "--max_position_embeddings", 8], "the model reads at most 8"),
+        (
+            ["--att_loss_ratio", 1, "--loss_mode", "reference", "--teacher_cache", tmp_path / "cache"],
+            "keeps real positions",
+        ),
     ]
     for more, message in cases:
         assert command("distill", *flags(data, teacher, tmp_path / "run"), *more) == 2, message

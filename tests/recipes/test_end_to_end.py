@@ -164,6 +164,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_rows(data, tiny_en
 def wrong(data, teacher, tmp_path):
     """Command lines that are wrong, and what the one line of the answer must say."""
     td = ["--load_teacher_ckpt_path", teacher, "--train_data_dir", data / "train", "--output_dir", tmp_path / "out"]
+    dev, ft = ["--eval_data_dir", data / "dev"], ["--model", teacher, "--output_dir", tmp_path / "out"]
+    general = [*td[:2], "--data_dir", data / "train", "--student", "test-2l-32", "--output_dir", tmp_path / "out"]
+    empty, unlabelled = tmp_path / "empty.yaml", tmp_path / "unlabelled"
+    empty.write_text("# nothing\n")
+    shutil.copytree(data / "dev", unlabelled)
+    meta = json.loads((unlabelled / "meta.json").read_text())
+    (unlabelled / "meta.json").write_text(json.dumps(meta | {"labelled": False}))
     mixed = tmp_path / "mixed"
     shutil.copytree(teacher, mixed)
     config = json.loads((mixed / "config.json").read_text()) | {"id2label": {"0": "red", "1": "blue"}}
@@ -188,6 +195,20 @@ def wrong(data, teacher, tmp_path):
         ),
         ("evaluate", ["--model", tmp_path / "absent", "--data_dir", data / "dev"], "absent: no such file or directory"),
         ("prepare-task", ["--task_name", "SST-9"], "no such task"),
+        ("task-distill", [*td, *dev, "--temperature", 0], "temperature 0.0: expected a positive number"),
+        ("task-distill", [*td, *dev, "--td_phase2_learning_rate", 0], "learning_rate 0.0: expected a positive number"),
+        ("task-distill", ["--resume", "maybe"], "--resume: expected bool, auto, found maybe"),
+        ("finetune", ["--compute_type", "int8"], "expected auto, float16, bfloat16, float32, found int8"),
+        ("finetune", ["--seed", 2**70], f"--seed {2**70}: expected a number below 2^63"),
+        ("finetune", ["--config", empty], f"--config {empty}: holds no flags"),
+        ("finetune", ["--output_dir", tmp_path / "out"], "a model without a name"),
+        ("finetune", [*ft, "--train_data_dir", unlabelled], f"--train_data_dir {unlabelled}: rows without labels"),
+        ("finetune", [*ft, *td[2:4], "--eval_data_dir", unlabelled], "--eval_data_dir"),
+        ("finetune", [*ft, *td[2:4], "--eps", 0], "eps 0.0: expected a positive number"),
+        ("distill", [*td, *dev, "--train_data_dir", unlabelled], f"{unlabelled}: rows without labels"),
+        ("general-distill", [*general, "--seq_length", 8], "rows of 12 tokens, --seq_length is 8"),
+        ("general-distill", [*general, "--max_position_embeddings", 8], "the model reads at most 8"),
+        ("report", ["--run_dir", mixed], f"--run_dir {mixed / 'config.yaml'}"),
     ]
 
 

@@ -178,6 +178,7 @@ def test_mistakes_end_in_one_line(data, teacher, tmp_path, capsys):
         (["--layer_map", "last"], "--layer_map last: layers are not compared here"),
         (["--load_teacher_ckpt_path", f"{teacher},{teacher}"], "meta pseudo labels, which train it, wants one"),
         (["--compat", "other"], "--compat"),
+        (["--mpl_warmup_steps", 1000], "--mpl_warmup_steps 1000: there are "),
     ]
     for more, message in cases:
         assert command("meta-pseudo-labels", *flags(data, teacher, tmp_path), *more) == 2, message

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import chaos
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -45,10 +46,16 @@ def begun(family, out, labelled, tiny_text, vectors):
     return out
 
 
-def trained(out, *more):
+def training(out, run, *more):
+    """The command that trains the student of a directory on its records."""
     sets = ["--train_data_dir", out / "records" / "train", "--eval_data_dir", out / "records" / "dev"]
-    flags = ["--load_gd_ckpt_path", out / "student", *sets, "--output_dir", out / "run", "--learning_rate", 2e-3]
-    assert command("distill", *flags, "--epoch_size", 10, "--alpha", 0, "--temperature", 2, *QUICK, *more) == 0
+    flags = ["--load_gd_ckpt_path", out / "student", *sets, "--output_dir", run, "--learning_rate", 2e-3]
+    words = ["distill", *flags, "--epoch_size", 10, "--alpha", 0, "--temperature", 2, *QUICK, *more]
+    return [str(word) for word in words]
+
+
+def trained(out, *more):
+    assert command(*training(out, out / "run", *more)) == 0
     return out / "run" / "best"
 
 
@@ -101,6 +108,17 @@ def test_student_learns_from_logits_in_the_records(student):
     before, after = (store.read_weights(student / name).values for name in ("student", "run/best"))
     np.testing.assert_array_equal(before["embeddings.word"], after["embeddings.word"])
     assert (before["pool.convolutions.0.weight"] != after["pool.convolutions.0.weight"]).any()
+
+
+def test_a_run_killed_in_a_save_ends_with_the_bytes_of_one_left_alone(student, tmp_path):
+    run = tmp_path / "run"
+    words = training(student, run, "--freeze_embeddings", "true", "--save_checkpoint_step", 1)
+    kills, _, wrong = chaos.chain(words, run, [chaos.Moment(name=40)])
+    assert kills == 1 and not wrong and not chaos.temporary(run)
+    assert "Resumed from" in (run / "log.txt").read_text()
+    for name in ("best", "last"):
+        mine, theirs = (path / name / "model.safetensors" for path in (run, student / "run"))
+        assert mine.read_bytes() == theirs.read_bytes(), name
 
 
 def test_it_runs_wherever_a_model_runs(student, tmp_path, capsys):
@@ -164,7 +182,7 @@ def test_a_bert_of_another_tokenizer_learns_from_text(labelled, tiny_text, teach
     files = ["--task_name", "custom", "--train_file", labelled, "--dev_file", tiny_text / "dev.tsv"]
     made = [*files, "--tokenizer", tmp_path / "student", *LENGTH, "--output_dir", tmp_path / "records"]
     assert command("prepare-task", *made) == 0
-    still = ["--hidden_dropout_prob", 0, "--learning_rate", 1e-6, "--log_interval", 1, "--train_steps", 2]
+    still = ["--learning_rate", 1e-6, "--log_interval", 1, "--train_steps", 2]
     best = trained(tmp_path, *still)
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["soft_loss"] < 0.05

@@ -12,7 +12,10 @@ SPACE = {"x": FloatDistribution(0.0, 1.0), "idle": FloatDistribution(0.0, 1.0)}
 
 @pytest.fixture
 def opened(tmp_path):
-    return lambda space=SPACE: studies.open_study(tmp_path / "study.db", space, seed=0, prune=True)
+    def open_(space=SPACE, **fixed):
+        return studies.open_study(tmp_path / "study.db", space, seed=0, prune=True, fixed=fixed)
+
+    return open_
 
 
 def hill(trial, setting):
@@ -73,6 +76,13 @@ def test_trials_below_the_median_are_pruned(opened):
     studies.optimize(study, SPACE, 8, watched)
     states = [trial.state.name for trial in studies.ended(study)]
     assert states == ["COMPLETE"] * 6 + ["PRUNED"] * 2
+
+
+def test_trials_with_other_flags_are_not_mixed(opened):
+    opened(model="a")
+    opened(model="a")
+    with pytest.raises(UserError, match=r"model was 'a', is 'b'; give what they had, or another --output_dir"):
+        opened(model="b")
 
 
 def test_another_space_and_a_file_that_is_no_study_are_refused(opened, tmp_path):

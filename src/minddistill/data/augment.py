@@ -13,6 +13,31 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 _PLAIN = re.compile(r"[a-z]+")
+# With what is left of contractions such as "isn't" once they are split, among them negations.
+_STOP_WORDS = ENGLISH_STOP_WORDS.union(
+    ["n", "s", "t", "d", "m", "o", "y", "ll", "re", "ve", "ma"],
+    [
+        "ain",
+        "aren",
+        "couldn",
+        "didn",
+        "doesn",
+        "don",
+        "hadn",
+        "hasn",
+        "haven",
+        "isn",
+        "mightn",
+        "mustn",
+        "needn",
+        "shan",
+        "shouldn",
+        "wasn",
+        "weren",
+        "won",
+        "wouldn",
+    ],
+)
 _normalizer, _splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
 
 # The augmented sentences of each text field and row, by task (TinyBERT's N).
@@ -41,7 +66,7 @@ def split_words(text: str) -> tuple[str, ...]:
 def query_of(text: str) -> Query:
     """The sentence of a text; what may be replaced are words of plain letters that are no stop words."""
     words = split_words(text)
-    places = [i for i, word in enumerate(words) if _PLAIN.fullmatch(word) and word not in ENGLISH_STOP_WORDS]
+    places = [i for i, word in enumerate(words) if _PLAIN.fullmatch(word) and word not in _STOP_WORDS]
     return Query(words, tuple(places))
 
 

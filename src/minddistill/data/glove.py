@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Container, Iterable
 from pathlib import Path
 
@@ -48,6 +49,22 @@ class WordVectors:
         return {word: self._known.get((word, count), []) for word in wanted}
 
 
+def _numbers(parts: list[str], line: int) -> np.ndarray:
+    try:
+        return np.array(parts, np.float32)
+    except ValueError as error:
+        raise ValueError(f"line {line}: {error}") from None
+
+
+def _more(word: str) -> bool:
+    """Whether what stands before the numbers ends with one more."""
+    _, _, last = word.rpartition(" ")
+    try:
+        return last != word and np.isfinite(float(last))
+    except ValueError:
+        return False
+
+
 def read_vectors(path: Path, most: int = 100_000, also: Container[str] = ()) -> WordVectors:
     """Read a text file of a word and its numbers a line, gzipped or not; the first `most` words, and those of `also`.
 
@@ -60,21 +77,25 @@ def read_vectors(path: Path, most: int = 100_000, also: Container[str] = ()) -> 
             for number, line in enumerate(file, 1):
                 if len(words) >= most and not also:
                     break
-                word, *numbers = line.rstrip("\n").split(" ")
+                # A word may hold blanks itself; the first line tells how many numbers there are.
+                word, *numbers = line.rstrip("\n").rsplit(" ", size or -1)
                 if number == 1 and len(numbers) == 1:
                     continue  # word2vec's text format opens with its sizes
                 if len(words) >= most and word not in also:
                     continue
-                vector = np.array(numbers, np.float32)
+                vector = _numbers(numbers, number)
                 size = size or len(vector)
+                if _more(word):
+                    raise ValueError(f"line {number}: more numbers than the {size} of the first line")
                 if len(vector) != size or not size or not np.isfinite(vector).all():
                     raise ValueError(f"line {number}: {len(vector)} numbers, the first line has {size}")
                 words.append(word)
                 rows.append(vector)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
             f"{path}: {' '.join(str(error).split())}; expected a word and its numbers on each line"
         ) from None
     if not words:
-        raise UserError(f"{path}: no word vectors in it; expected a word and its numbers on each line")
+        wanted = " of the words that are wanted" if also else ""
+        raise UserError(f"{path}: no word vectors{wanted} in it; expected a word and its numbers on each line")
     return WordVectors(words, np.stack(rows))

@@ -123,6 +123,15 @@ class Rows:
         """Sixteen hexadecimal digits of the token ids and segments."""
         return _digest(self.ids.astype(np.int32), self.length, self.second)
 
+    def require_labels(self, name: str) -> None:
+        """See that the rows are labelled, as far as their description tells.
+
+        Raises:
+            UserError: they are not; names the flag `name`.
+        """
+        if self.meta.get("labelled") is False:
+            raise UserError(f"{name} {self.directory}: rows without labels; expected rows that have them")
+
     def check_classes(self, classes: int, learnt: bool = False) -> None:
         """See that every label is one of `classes` classes, as the problem has them, and keep them as int32.
 

@@ -29,6 +29,8 @@ class Tagger:
                 f"--pos_model {name}: {' '.join(str(error).split())[:160]}; expected a spaCy pipeline, such as "
                 "en_core_web_sm once it is installed"
             ) from None
+        if not self.pipeline.pipe_names:
+            raise UserError(f"--pos_model {name}: tells no parts of speech; expected a pipeline with a tagger")
 
     def tags(self, texts: Iterable[str]) -> Iterator[list[str]]:
         """The universal part of speech of each word of `text.split()`, by text."""

@@ -44,7 +44,6 @@ class Task:
     submission: Mapping[str, str] = field(default_factory=dict)
 
 
-_BINARY = {"0": "0", "1": "1"}
 _ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
 
 TASKS: dict[str, Task] = {
@@ -223,7 +222,7 @@ def _examples(path: Path, task: Task, split: str, labelled: bool) -> Iterator[Ex
         if not first.strip() and not (second or "").strip():
             raise UserError(f"{path}:{line}: the text is empty; expected text in column {text!r}")
         value = _cell(path, line, row, label) if labelled or label in row else None
-        if value != "-":
+        if value != "-" or task.name != "MNLI":  # whose annotators came to no label
             yield Example(first, second, value, logits=row.get(LOGITS))
 
 
@@ -258,7 +257,7 @@ def write_examples(path: Path, rows: Iterable[tuple[Example, Mapping[str, Any]]]
 def _cell(path: Path, line: int, row: Mapping[str | int, str], column: str | int) -> str:
     if column not in row:
         known = ", ".join(repr(name) for name in row)
-        raise UserError(f"{path}:{line}: no column {column!r}; the file has {known}; name the columns with flags")
+        raise UserError(f"{path}:{line}: no column {column!r}; the file has {known}; --task_name custom names its own")
     return row[column]
 
 

@@ -30,9 +30,9 @@ class LayerMap:
         """The same map onto a teacher of which only the outputs it names were kept, in their order."""
         return LayerMap(tuple(range(len(self.attention))), tuple(range(len(self.hidden))), self.states)
 
-    def ends(self) -> LayerMap:
-        """The same map with the embedding output and the last hidden state alone."""
-        return LayerMap(self.attention, (self.hidden[0], self.hidden[-1]), (0, len(self.hidden) - 1))
+    def ends(self, student_layers: int, teacher_layers: int) -> LayerMap:
+        """The same attentions, with the embedding output and the last hidden state of both models."""
+        return LayerMap(self.attention, (0, teacher_layers), (0, student_layers))
 
 
 def layer_map(spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
@@ -47,6 +47,10 @@ def layer_map(spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
         UserError: the numbers of layers do not go together; says which lists would.
     """
     if spec == "uniform":
+        if student_layers > teacher_layers:
+            raise UserError(
+                f"--layer_map uniform: the student has {student_layers} layers, the teacher {teacher_layers}"
+            )
         if teacher_layers % student_layers:
             raise UserError(
                 f"--layer_map uniform: the teacher's {teacher_layers} layers are not a multiple of the student's "

@@ -34,7 +34,8 @@ def _accuracy(truth: Truth, found: np.ndarray) -> float:
 
 def _f1(truth: Truth, found: np.ndarray) -> float:
     """Of class 1 where there are two classes, as GLUE has it; else the mean over classes."""
-    binary = max(truth.labels.max(initial=0), found.max(initial=0)) <= 1
+    classes = len(truth.names) or 1 + max(truth.labels.max(initial=0), found.max(initial=0))
+    binary = classes <= 2
     return _averaged_f1("binary" if binary else "macro")(truth, found)
 
 

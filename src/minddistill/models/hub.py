@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
 from ..files import read_json
-from ..problems import PROBLEMS, SINGLE, TOKEN
+from ..problems import PROBLEMS, REGRESSION, SINGLE, TOKEN
 from .config import WORD_FAMILIES, ModelConfig, WordConfig
 
 _BERT_LAYER = {
@@ -249,7 +249,8 @@ def _labels(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
 def _problem(values: Mapping[str, Any], where: str) -> str:
     if (values.get("architectures") or [""])[0].endswith(_HEADS[TOKEN]):
         return TOKEN
-    known = values.get("problem_type") or SINGLE
+    # As transformers has it: one output is a number.
+    known = values.get("problem_type") or (REGRESSION if len(_labels(values, where)) == 1 else SINGLE)
     if known not in PROBLEMS:
         raise UserError(f"{where}: problem_type is {known!r}; expected one of {', '.join(PROBLEMS)}")
     return known

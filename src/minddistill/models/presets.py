@@ -61,8 +61,3 @@ def preset(name: str) -> ModelConfig:
     return ModelConfig(
         num_hidden_layers=layers, hidden_size=hidden, intermediate_size=intermediate, num_attention_heads=heads
     )
-
-
-def preset_names() -> list[str]:
-    """All names that `preset` knows."""
-    return list(_SIZES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,22 +12,23 @@ from typing import Any, Literal
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..config import flag, parse
+from ..config import flag, parse, unusual
 from ..data import augment, records
 from ..data.glove import read_vectors
 from ..data.speech import Tagger
-from ..data.tasks import SHARD_ENDING, Example, Task, label_table, read_examples, text_lines, write_examples
+from ..data.tasks import SHARD_ENDING, Example, Task, label_table, read_examples, text_files, text_lines, write_examples
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
 from ..files import checksum, model_path, require_directory
 from ..problems import REGRESSION, SINGLE, TOKEN
 from ..workers import worker_pool
 from . import prepare_task
-from .resume import begin_records
+from .resume import begin_records, model_content
 
 _TEXT = "jsonl"  # the --dataset_type of text
 _ROWS_A_SHARD = 2_000  # of the original text
 _ROWS_A_CHUNK = 1_000  # whose sentences are sorted by length
+_BEGINS = "\u0120"
 _LENGTHS = (16, 24, 32, 48, 64, 96, 128, 256, 512)  # to which the masked-LM model's sentences are padded
 
 
@@ -41,7 +42,9 @@ class Config(prepare_task.Config):
     split: str = flag("train", "split whose text is augmented")
     times: int = flag(0, "sentences drawn for each text field of a row; 0 takes the task's own (20, 10 or 30)")
     mlm: str = flag("", "tinybert: model directory with a masked-LM head, for words of one word piece")
-    glove: str = flag("", "tinybert: word vectors as text, gzipped or not, for all other words")
+    glove: str = flag(
+        "", "tinybert: word vectors as text, gzipped or not, of which the first 100,000 are read, for all other words"
+    )
     p_replace: float = flag(0.4, "tinybert: probability that a word is replaced")
     candidates: int = flag(15, "tinybert: words that may stand for one")
     masks_together: int = flag(0, "tinybert: words masked in one forward; 0 for all of a sentence, 1 for one at a time")
@@ -83,10 +86,14 @@ def run(config: Config) -> dict[str, Any]:
     if config.split not in files:
         raise UserError(f"--split {config.split}: no such file; expected one of {', '.join(files)}")
     source = files[config.split]
+    if not config.tokenizer:
+        raise UserError("--tokenizer is empty; expected a model directory with a tokenizer")
     tokenizer_dir = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
     tokenizer = load_tokenizer(tokenizer_dir)
     length = records.check_length(config.max_seq_length or task.max_length)
     examples = list(read_examples(source, task, config.split))
+    if not examples:
+        raise UserError(f"{source}: no rows; expected at least one")
     table = label_table(task, (example.label for example in examples))
     directory, plan = Path(config.output_dir), _plan(config, source, tokenizer)
     finished, _ = begin_records(directory, plan, 1)
@@ -142,6 +149,7 @@ def _check(config: Config) -> None:
             f"--method {config.method}: expected --mlm (a model directory with a masked-LM head; minddistill pretrain-mlm "
             "makes one), --glove (word vectors), or both"
         )
+    _refuse_unread(config)
     for name in ("p_replace", "p_mask", "p_pos", "p_ngram", "confidence"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"--{name} {getattr(config, name)}: expected a probability, 0 to 1")
@@ -150,13 +158,30 @@ def _check(config: Config) -> None:
             raise UserError(f"--{name} {getattr(config, name)}: expected 1 or more")
 
 
+def _refuse_unread(config: Config) -> None:
+    """See that no flag is set that the others leave without a part."""
+    given, words, masks = unusual(config), config.method != "mask", config.method != "tinybert"
+    has_part = {
+        **dict.fromkeys(("mlm", "glove", "p_replace", "candidates"), words),
+        **dict.fromkeys(("masks_together", "compute_type"), words and config.mlm),
+        **dict.fromkeys(("p_mask", "pos_model", "p_ngram", "longest_ngram", "mask_token"), masks),
+        "p_pos": masks and config.pos_model,
+        "confidence": config.teacher,
+    }
+    for name, part in has_part.items():
+        if name in given and not part:
+            raise UserError(
+                f"--{name} {given[name]}: has no part in --method {config.method} with these flags; leave it out"
+            )
+
+
 def _plan(config: Config, source: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """What the records depend on."""
     places = ("output_dir", "data_dir", "train_file", "dev_file", "test_file", "workers", "batch_size", "tokenizer")
     plan = {name: value for name, value in asdict(config).items() if name not in places}
-    files = {source.name: checksum(source)}
-    if config.glove and Path(config.glove).is_file():
-        files[Path(config.glove).name] = checksum(Path(config.glove))
+    for name in ("mlm", "glove", "teacher"):
+        plan[name] = model_content(plan[name])
+    files = {file.name: checksum(file) for file in text_files(source)}
     return plan | {"tokenizer": fingerprint(tokenizer), "files": files}
 
 
@@ -305,14 +330,14 @@ class _Mlm:
         weights = store.read_encoder(config.mlm)
         shape = weights.config.with_(labels=(), problem=SINGLE, pooler=False)
         self.tokenizer = load_tokenizer(weights.directory)
-        self.longest = min(shape.max_position_embeddings, _LENGTHS[-1])
+        self.longest = min(shape.max_length, _LENGTHS[-1])
         self.together, self.batch, self.count = config.masks_together, config.batch_size, config.candidates
         self.mask = special_id(self.tokenizer, "[MASK]", "<mask>")
         self.start = special_id(self.tokenizer, "[CLS]", "<s>")
         self.end = special_id(self.tokenizer, "[SEP]", "</s>")
         self.pad = pad_id(self.tokenizer)
+        self.vocabulary = Pieces(self.tokenizer)
         self.likeliest = heads.likeliest_function(store.build(weights, shape, mlm=True, **types), config.candidates)
-        self.pieces: dict[str, list[int]] = {}
 
     def candidates(self, queries: Sequence[augment.Query]) -> list[dict[int, list[str]]]:
         """The likeliest words at the places of one word piece, by query and place."""
@@ -347,7 +372,7 @@ class _Mlm:
 
     def _rows(self, number: int, query: augment.Query) -> Iterator[tuple]:
         """What is asked for a query: its number, places, ids, where the second sentence begins, and the masks' positions."""
-        pieces = [self._pieces(word) for word in query.words]
+        pieces = [self.vocabulary.of(word) for word in query.words]
         places = [place for place in query.places if len(pieces[place]) == 1]
         first = np.cumsum([1, *(len(part) for part in pieces)])
         original = [piece for part in pieces for piece in part]
@@ -379,18 +404,33 @@ class _Mlm:
         names = ("input_ids", "input_mask", "segment_ids", "places")
         best = iter(self.likeliest(dict(zip(names, (ids, mask, segments, places), strict=True))))
         for row in rows:
-            yield [self._whole(next(best)) for _ in row[4]]
+            yield [self.vocabulary.words(next(best)) for _ in row[4]]
 
-    def _whole(self, ids: np.ndarray) -> list[str]:
-        """The words among word pieces: without those that continue a word, and special ones."""
-        pieces = (self.tokenizer.id_to_token(int(number)) or "" for number in ids)
-        words = (piece.removeprefix("\u0120") for piece in pieces if not piece.startswith("##"))
-        return [word for word in words if word and word[0] not in "[<"]
 
-    def _pieces(self, word: str) -> list[int]:
-        if word not in self.pieces:
-            self.pieces[word] = self.tokenizer.encode(word, add_special_tokens=False).ids
-        return self.pieces[word]
+class Pieces:
+    """What a tokenizer makes of words inside a text, and which of its pieces are words.
+
+    A byte-level piece tells by its first mark that a word begins, one of WordPiece that a word goes on.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.byte_level = any(piece.startswith(_BEGINS) for piece in tokenizer.get_vocab())
+        self.known: dict[str, list[int]] = {}
+
+    def of(self, word: str) -> list[int]:
+        """The ids of a word."""
+        if word not in self.known:
+            text = f" {word}" if self.byte_level else word
+            self.known[word] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.known[word]
+
+    def words(self, ids: Iterable[int]) -> list[str]:
+        """The words among some ids: without pieces that continue a word, and special ones."""
+        pieces = [self.tokenizer.id_to_token(int(number)) or "" for number in ids]
+        if self.byte_level:
+            pieces = [piece.removeprefix(_BEGINS) for piece in pieces if piece.startswith(_BEGINS)]
+        return [piece for piece in pieces if piece and piece[0] not in "[<" and not piece.startswith("##")]
 
 
 class _Judge:

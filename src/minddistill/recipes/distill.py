@@ -113,6 +113,8 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
     )
     found = task_job.Learning(**common_flags(learning, task_job.Learning))
     job = task_job.prepare(run, task, found, student)
+    if learning.alpha:
+        job.train.require_labels("--alpha above 0:")
     config.load_teacher_ckpt_path = task.load_teacher_ckpt_path  # that of a cache, where none was given
     return job
 
@@ -124,13 +126,14 @@ def _refuse_unused(learning: Learning, student: StudentFlags) -> None:
         "state_loss": learning.state_loss_ratio,
         "state_layers": learning.state_loss_ratio,
         "fit_dense": learning.state_loss_ratio,
-        "layer_map": learning.state_loss_ratio or learning.att_loss_ratio,
+        "layer_map": learning.att_loss_ratio or (learning.state_loss_ratio and learning.state_layers == "mapped"),
         "loss_mode": learning.state_loss_ratio or learning.att_loss_ratio,
     }
     for name, weight in wanted.items():
         if name in given and not weight:
             also = " or --att_loss_ratio" if name in ("layer_map", "loss_mode") else ""
-            raise UserError(f"--{name} {given[name]}: has no part without --state_loss_ratio{also} above 0")
+            mapped = " (with --state_layers mapped)" if name == "layer_map" else ""
+            raise UserError(f"--{name} {given[name]}: has no part without --state_loss_ratio{mapped}{also} above 0")
 
 
 def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
@@ -186,11 +189,14 @@ def _matched(job: Job, learning: Learning, student: ModelConfig) -> LayerMap | N
     if not learning.state_loss_ratio and not learning.att_loss_ratio:
         return None
     job.require_one_teacher("--state_loss_ratio" if learning.state_loss_ratio else "--att_loss_ratio")
-    attention = bool(learning.att_loss_ratio)
+    attention, ends = bool(learning.att_loss_ratio), learning.state_layers == "ends"
+    depths = student.num_hidden_layers, job.teacher.config.num_hidden_layers
+    if ends and not attention:
+        return LayerMap((), ()).ends(*depths)
     pairs = common.matched_layers(job.student.layer_map, student, job.teacher.config, job.run.log, attention)
     if not learning.state_loss_ratio:
         return LayerMap(pairs.attention, ())
-    return pairs.ends() if learning.state_layers == "ends" else pairs
+    return pairs.ends(*depths) if ends else pairs
 
 
 def _projection(

@@ -67,6 +67,7 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
         found(common.described(weights))
     options = run.reading(config)
     train = common.read_checked(config.train_data_dir, "--train_data_dir", weights.config, weights.directory, **options)
+    train.require_labels("--train_data_dir")
     names, problem = train.meta.get("labels", []), train.problem
     with run.log.check("labels") as found:
         if problem == REGRESSION:
@@ -85,6 +86,7 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", model_config, None, **options)
         with run.log.check("labels to evaluate") as found:
             common.check_problem(model_config, dev, "the training records")
+            dev.require_labels("--eval_data_dir")
             dev.check_classes(len(names))
             if problem != REGRESSION and dev.meta.get("labels", names) != names:
                 raise UserError(

@@ -46,8 +46,8 @@ class Config:
     save_ckpt_path: str = flag("", "run directory, where --output_dir is not given")
     max_ckpt_num: int = flag(1, "checkpoints kept")
     do_shuffle: bool = flag(True, "shuffle the rows every epoch")
-    enable_data_sink: bool = flag(True, "feed batches ahead where the device supports it (not CPU)")
-    data_sink_steps: int = flag(1, "steps of one sink")
+    enable_data_sink: bool = flag(True, "answered in the log: a thread makes batches ahead on every device")
+    data_sink_steps: int = flag(1, "of the model zoo; batches are fed one by one")
     save_checkpoint_step: int = flag(1000, "steps between checkpoints", "save_ckpt_step")
     load_teacher_ckpt_path: str = flag("", "the pretrained teacher: model directory or .ckpt")
     data_dir: str = flag("", "record directory of the corpus")
@@ -128,6 +128,11 @@ def prepare(run: Run, config: Config, words: Words, learning: Learning, student_
     masking = common.masking(weights, words.masked_lm_prob, run.log) if masked else {}
     with run.log.check("student") as found:
         wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler and not masked)
+        common.check_vocabulary(rows, wanted, None)
+        if rows.seq_length > student_flags.seq_length:
+            raise UserError(
+                f"{rows.directory}: rows of {rows.seq_length} tokens, --seq_length is {student_flags.seq_length}; make them agree"
+            )
         found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}")
     if masked:
         pairs, fit, objective = _masked_words(run, words, wanted, weights.config)

@@ -29,11 +29,11 @@ from ..data.tasks import (
 from ..errors import UserError
 from ..evaluation.evaluate import softmax
 from ..export.pipeline import Pipeline
-from ..files import checksum, model_path
+from ..files import checksum
 from ..problems import MULTI, REGRESSION, SINGLE, TOKEN
 from . import prepare_task
 from .common import label_order
-from .resume import begin_records
+from .resume import begin_records, model_content
 
 _ROWS_A_SHARD = 20_000  # of the text that is read
 _DIGITS = 6  # of a logit, behind its point
@@ -69,6 +69,8 @@ def run(config: Config) -> dict[str, Any]:
     """
     if not config.output_dir:
         raise UserError("--output_dir is empty; expected the directory to write")
+    if not config.model:
+        raise UserError("--model is empty; expected the teacher's model directory")
     task, source, name = _source(config)
     directory, plan = Path(config.output_dir), _plan(config, source)
     finished, _ = begin_records(directory, plan, 1)
@@ -123,11 +125,9 @@ def _plan(config: Config, source: Path) -> dict[str, Any]:
     """What the rows depend on."""
     places = ("output_dir", "data_dir", "train_file", "dev_file", "test_file", "batch_size", "threads", "model")
     plan = {name: value for name, value in asdict(config).items() if name not in places}
-    path = model_path(config.model)
-    files = sorted(path.glob("model*.*")) if path.is_dir() else []
     return plan | {
         "text": {file.name: checksum(file) for file in text_files(source)},
-        "model": {file.name: checksum(file) for file in files},
+        "model": model_content(config.model),
     }
 
 

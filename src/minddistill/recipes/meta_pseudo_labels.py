@@ -155,6 +155,9 @@ def run(
         result = run_stage(meta_stage(job, config, learning, unlabelled))
         if config.finetune_epoch_size:
             result = run_stage(finetune_stage(job, config, learning, result[0]))
+        if "," in config.eval_data_dir:
+            out = str(opened.directory / "evaluation")
+            task_job.evaluate_all(job.config, job.learning, run_flags, str(result[0]), out)
         report.at_end(opened)
         return result
 
@@ -178,6 +181,11 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
     found = task_job.Learning(**common_flags(learning, task_job.Learning), teacher_cache="off")
     job = task_job.prepare(run, task, found, student)
     job.require_one_teacher("meta pseudo labels, which train it,")
+    job.train.require_labels("--train_data_dir")
+    if job.teacher.outline:
+        raise UserError(
+            f"{job.teacher.source}: a teacher's outline; the teacher learns here, so it must be here itself"
+        )
     if job.teacher.config.problem != SINGLE:
         raise UserError(
             f"{job.teacher.source}: for {job.teacher.config.problem}; a pseudo label is one class of a row, of {SINGLE}"
@@ -222,7 +230,6 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
         options = job.run.batching(job.buckets, config.do_shuffle)
         batches = PairedLoader(unlabelled, Loader(job.train, **options), **options)
         cell = Distiller(student, teacher, LogitSquares() if config.compat else PseudoLabels())
-        total, _ = stage.steps(len(batches))
         tutor = Tutor(
             student,
             teacher,
@@ -231,7 +238,7 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
             not config.compat,
             learning.teacher(config.compat),
             step_config(job.run.step, learning),
-            max(total - learning.mpl_warmup_steps, 1),
+            total - learning.mpl_warmup_steps,
             learning.mpl_warmup_steps,
         )
         evaluate, save = task_job.judged(job, student, directory, _COMMAND, origin)
@@ -259,6 +266,12 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
         eval_steps=learning.eval_steps,
         most_steps=config.train_steps,
     )
+    total, _ = stage.steps(len(Loader(unlabelled, **job.run.batching(job.buckets, config.do_shuffle))))
+    if learning.mpl_warmup_steps >= total:
+        raise UserError(
+            f"--mpl_warmup_steps {learning.mpl_warmup_steps}: there are {total} steps, so that the teacher would learn "
+            "nothing; expected fewer, or more --epoch_size"
+        )
     return stage
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import pipeline
-from ..config import flag, parse, words
+from ..config import flag, parse, unusual, words
 from ..data.tasks import CUSTOM, Task, decoded, plain_examples, read_examples, text_lines
 from ..errors import UserError
 from ..export.pipeline import Pipeline, Text
@@ -66,6 +66,8 @@ def run(config: Config) -> int:
 
 def _check_flags(config: Config, problem: str) -> None:
     """See that the model's predictions are decided by the flags that are given."""
+    if config.threshold >= 1:
+        raise UserError(f"--threshold {config.threshold:g}: expected a score, below 1")
     if config.threshold and problem not in (SINGLE, MULTI):
         raise UserError(
             f"--threshold {config.threshold:g}: {config.model} is for {problem}; it has no labels to leave out"
@@ -114,7 +116,14 @@ def _texts(config: Config) -> Iterator[Text]:
         pairs = zip(config.texts[::2], config.texts[1::2], strict=True)
         return ({"text": first, "text_pair": second} for first, second in pairs)
     path = Path(config.file)
-    if path.suffix.lower() in (".tsv", ".csv", ".jsonl", ".json"):
+    table = path.suffix.lower() in (".tsv", ".csv", ".jsonl", ".json")
+    for name, value in unusual(config).items():
+        if name in (("pairs",) if table else ("text_column", "text_pair_column")):
+            kind = (
+                "columns, which --text_column and --text_pair_column name" if table else "plain text, without columns"
+            )
+            raise UserError(f"--{name} {value}: {config.file or 'standard input'} is {kind}; leave it out")
+    if table:
         task = Task(CUSTOM, text=config.text_column, text_pair=config.text_pair_column or None)
         examples = read_examples(path, task, "test", labelled=False)
     else:

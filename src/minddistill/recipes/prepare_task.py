@@ -90,6 +90,8 @@ def run(config: Config) -> dict[str, dict]:
     length = records.check_length(config.max_seq_length or task.max_length)
     if not config.output_dir:
         raise UserError("--output_dir is empty; expected the directory to write records to")
+    if not config.tokenizer:
+        raise UserError("--tokenizer is empty; expected a model directory with a tokenizer")
     tokenizer_dir = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
     tokenizer = load_tokenizer(tokenizer_dir)
     base = description(task, tokenizer, length)
@@ -186,7 +188,9 @@ def task_and_files(config: TextFlags) -> tuple[Task, dict[str, Path]]:
     given = {"train": config.train_file, "dev": config.dev_file, "test": config.test_file}
     files = {split: Path(path) for split, path in given.items() if path}
     if task.name != CUSTOM and (config.data_dir or not files):
-        files = _official(task, config.data_dir) | files
+        found = _official(task, config.data_dir) | files
+        # The training rows first: they name the classes.
+        files = {split: found[split] for split in sorted(found, key=lambda split: split != "train")}
     if not files:
         raise UserError("--task_name custom: no file; give --train_file, --dev_file or --test_file")
     return task, files
@@ -214,6 +218,8 @@ def task_of(config: TextFlags) -> Task:
         task = task_named(config.task_name)
     if config.labels:
         names = [name.strip() for name in config.labels.split(",")]
+        if not all(names):
+            raise UserError(f"--labels {config.labels}: an empty name; expected classes with one comma between")
         if len(set(names)) < len(names):
             raise UserError(f"--labels {config.labels}: a name twice; expected each class once")
         task = replace(task, labels={name: name for name in names})
@@ -256,13 +262,21 @@ def _check_flags(config: TextFlags) -> None:
     """
     given = unusual(config)
     if config.task_name.lower() != CUSTOM:
-        unread = [name for name in ("problem_type", "label_separator", "metrics", "out_of_scope") if name in given]
+        columns = ("text_column", "text_pair_column", "label_column")
+        unread = [
+            name for name in ("problem_type", "label_separator", "metrics", "out_of_scope", *columns) if name in given
+        ]
         if unread:
             raise UserError(f"--{unread[0]} is for --task_name {CUSTOM}; {config.task_name} has its own")
         return
     for name, problems in _READ.items():
         if name in given and config.problem_type not in problems:
             raise UserError(f"--{name} {given[name]}: not of {config.problem_type}; it is for {', '.join(problems)}")
+    if config.problem_type == REGRESSION and config.labels:
+        raise UserError(f"--labels {config.labels}: not of {REGRESSION}, whose labels are numbers")
+    for name in ("in_scope_accuracy", "out_of_scope_recall"):
+        if name in config.metrics and not config.out_of_scope:
+            raise UserError(f"--metrics {name}: needs --out_of_scope, the label of rows that belong to no class")
     if not config.label_separator.strip():
         raise UserError("--label_separator is empty; expected what stands between the labels of a row")
 

@@ -74,20 +74,19 @@ def run(config: Config) -> dict:
         say.rule(f"{_STAGES[index]} ({time.perf_counter() - began:.0f} s so far)")
 
     stage(0)
-    if not all((out / "data" / split / "meta.json").is_file() for split in ("train", "dev", "test")):
-        prepare_task.run(
-            prepare_task.Config(
-                task_name="custom",
-                train_file=str(source / "train.tsv"),
-                dev_file=str(source / "dev.tsv"),
-                test_file=str(source / "test.tsv"),
-                text_column="sentence",
-                labels="negative,positive",
-                tokenizer=str(encoder),
-                output_dir=str(out / "data"),
-                max_seq_length=_LENGTH,
-            )
+    prepare_task.run(
+        prepare_task.Config(
+            task_name="custom",
+            train_file=str(source / "train.tsv"),
+            dev_file=str(source / "dev.tsv"),
+            test_file=str(source / "test.tsv"),
+            text_column="sentence",
+            labels="negative,positive",
+            tokenizer=str(encoder),
+            output_dir=str(out / "data"),
+            max_seq_length=_LENGTH,
         )
+    )
     data = {split: str(out / "data" / split) for split in ("train", "dev", "test")}
     step = StepFlags(batch_size=32, buckets="off")
     stage(1)

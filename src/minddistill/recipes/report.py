@@ -29,7 +29,7 @@ TEACHER_PREDICTIONS, BEST_PREDICTIONS = "predictions_teacher.tsv", "predictions_
 class Config:
     """Report."""
 
-    run_dir: str = flag("", "run directory of finetune, general-distill or task-distill")
+    run_dir: str = flag("", "run directory of a command that trains")
 
 
 def run(config: Config) -> Path:
@@ -60,7 +60,7 @@ def write(directory: Path) -> Path:
     Raises:
         UserError: it has no `config.yaml` or `metrics.jsonl`, or a file in it is damaged.
     """
-    flags, rows = read_yaml(directory / "config.yaml"), read_metrics(directory)
+    flags, rows = read_yaml(directory / "config.yaml", "--run_dir"), read_metrics(directory)
     found = next((directory / name for name in ("best", "last") if (directory / name).is_dir()), None)
     made = read_json(found / "minddistill.json", "where a model comes from") if found else {}
     models, compared = _results(directory, flags, found, made["parents"].get("teacher", "")) if found else ([], [])

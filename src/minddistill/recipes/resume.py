@@ -10,7 +10,7 @@ from typing import Any
 from ..config import flags
 from ..data import records
 from ..errors import UserError
-from ..files import read_json, remove_parts, write_json
+from ..files import checksum, model_path, read_json, remove_parts, write_json
 
 # They say where, on what and how often, not what is learnt. Where models and records are does not count either: the
 # content of those that a stage reads is part of its identity.
@@ -108,7 +108,8 @@ def begin_records(directory: Path, plan: Mapping[str, Any], workers: int) -> tup
         meta = read_json(finished, "the description of the records")
         refuse_another(finished, meta.get("plan", {}), plan, or_else)
         return meta, workers
-    if note.is_file():
+    begun_with = [file for place in (directory, note.parent) if place.is_dir() for file in place.iterdir()]
+    if note.is_file() and {file.name for file in begun_with} - {records.WORK, note.name}:
         begun = read_json(note, "the plan of an earlier run")
         refuse_another(note, begun["plan"], plan, or_else)
         for place in (directory, note.parent):
@@ -119,6 +120,15 @@ def begin_records(directory: Path, plan: Mapping[str, Any], workers: int) -> tup
         raise UserError(f"{directory}: holds {foreign[0]}, which is not ours; choose an empty --output_dir")
     write_json(note, {"plan": plan, "workers": workers})
     return {}, workers
+
+
+def model_content(name: str) -> dict[str, int]:
+    """Checksums of what a model directory, or another file that a flag names, holds, by name; of nothing if it is not there."""
+    path = model_path(name) if name else Path()
+    if path.is_file():
+        return {path.name: checksum(path)}
+    patterns = ("model*.*", "config.json", "tokenizer*.json", "vocab*")
+    return {file.name: checksum(file) for pattern in patterns for file in sorted(path.glob(pattern))} if name else {}
 
 
 def _changes(name: str, old: Any, new: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +28,16 @@ from .stage import DONE
 
 _STAGES = {"finetune": finetune, "task-distill": task_distill, "distill": distill}
 # Of a trial that is not the best: its models and states. Its numbers stay.
+# Flags of a trial that say where or how often, and so may change while a search goes on.
+_ASIDE = (
+    "output_dir",
+    "save_ckpt_path",
+    "resume",
+    "log_interval",
+    "save_ckpt_step",
+    "save_checkpoint_step",
+    "max_ckpt_num",
+)
 _LARGE = ("best", "last", "phase1", "checkpoints", "teacher_cache")
 _LOOK = 0.5  # seconds between two looks at a trial's metrics
 
@@ -66,7 +77,7 @@ def run(config: Config) -> dict[str, Any]:
     directory.mkdir(parents=True, exist_ok=True)
     helpers = _helpers(config)
     try:
-        study = _search(config, space, directory)
+        study = _search(config, base, space, directory)
         for helper in helpers:
             helper.wait()
     finally:
@@ -119,32 +130,41 @@ def _helpers(config: Config) -> list[subprocess.Popen]:
     return [subprocess.Popen([*words, "--seed", str(1000 * seed)], stdout=subprocess.DEVNULL) for seed in seeds]
 
 
-def _search(config: Config, space: Mapping[str, Any], directory: Path) -> Any:
+def _search(config: Config, base: Mapping[str, Any], space: Mapping[str, Any], directory: Path) -> Any:
     from ..search import study as studies
 
-    study = studies.open_study(directory / "study.db", space, config.seed, config.prune)
+    fixed = {name: value for name, value in base.items() if name not in space and name not in _ASIDE}
+    fixed["command"] = config.command
+    study = studies.open_study(directory / "study.db", space, config.seed, config.prune, fixed)
 
     def evaluate(trial: Any, setting: dict[str, Any]) -> float:
         place = directory / "trials" / _name(setting)
         told = ", ".join(f"{name} {_short(value)}" for name, value in setting.items())
         seen: set[int] = set()
+        pruned = ""
         with _Run(config, setting, place) as process:
             for epoch, value in process.epochs():
                 if epoch not in seen:
                     seen.add(epoch)
                     trial.report(value, epoch)
                 if trial.should_prune():
-                    _shrink(place)
-                    print(f"trial {trial.number}: pruned after epoch {epoch} at {value:.4f}; {told}", flush=True)
-                    raise studies.optuna.TrialPruned
+                    pruned = f"pruned after epoch {epoch} at {value:.4f}"
+                    break
+        if pruned:
+            _shrink(place)
+            print(f"trial {trial.number}: {pruned}; {told}", flush=True)
+            raise studies.optuna.TrialPruned
         if process.code == 130:
             raise studies.Interrupted
         if process.code:
+            _shrink(place)
             print(f"trial {trial.number}: refused: {process.reason()}; {told}", flush=True)
             raise studies.Refused(process.reason())
         value = _metric(place, config)[1]
-        if studies.beaten(study, value):
-            _shrink(place)
+        best = study.best_params if studies.beaten(study, value) else setting
+        for other in (setting, *studies.settings(study)):
+            if other != best:
+                _shrink(directory / "trials" / _name(other))
         print(f"trial {trial.number}: {value:.4f}; {told}", flush=True)
         return value
 
@@ -179,15 +199,21 @@ class _Run:
         self.words = [sys.executable, "-m", "minddistill", config.command, *words, f"--output_dir={place}"]
 
     def __enter__(self) -> _Run:
+        # Two searches may draw one setting, and a trial outlives a search that is killed: the lock is the trial's too.
+        self.lock = open(self.place.with_suffix(".lock"), "wb")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
         with open(self.log, "wb") as log:
             # In a session of its own: Ctrl-C reaches this process only, which stops the trial once.
-            self.process = subprocess.Popen(self.words, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.words, stdout=log, stderr=log, start_new_session=True, pass_fds=[self.lock.fileno()]
+            )
         return self
 
     def __exit__(self, *error: Any) -> None:
         if self.process.poll() is None:
             self.process.terminate()  # it saves first
         self.code = self.process.wait()
+        self.lock.close()
 
     def epochs(self) -> Iterator[tuple[int, float]]:
         """Epoch and dev metric of the evaluations so far, as they come, until the process ends."""
@@ -228,7 +254,7 @@ def _conclude(config: Config, base: Mapping[str, Any], study: Any, directory: Pa
     from ..search import study as studies
 
     trials = studies.ended(study)
-    complete = [trial for trial in trials if trial.value is not None and "refused" not in trial.user_attrs]
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     if not complete:
         refused = [trial.user_attrs["refused"] for trial in trials if "refused" in trial.user_attrs]
         raise UserError(
@@ -270,7 +296,7 @@ def _refit(config: Config, chosen: Mapping[str, Any], directory: Path) -> dict[s
     seed = next(group.seed for group in first if hasattr(group, "seed"))
     values = {}
     for number in range(seed + 1, seed + 1 + config.refit):
-        place = directory / "refit" / f"seed{number}"
+        place = directory / "refit" / _name(chosen) / f"seed{number}"
         fixed = Config(**{**vars(config), "config": str(directory / "best.yaml")})
         with _Run(fixed, {"seed": number}, place) as process:
             process.process.wait()

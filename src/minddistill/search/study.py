@@ -18,7 +18,7 @@ from ..errors import UserError
 
 _BEAT = 30  # seconds between a running trial's signs of life; after four without, it is taken up by others
 _LOOK = 1.0  # seconds between two looks at trials that others run
-_SPACE = "space"
+_SPACE, _FIXED = "space", "fixed"  # attributes of a study
 
 
 class Refused(Exception):
@@ -29,11 +29,16 @@ class Interrupted(Exception):
     """A trial that was stopped; it is the first to be run when the search goes on."""
 
 
-def open_study(file: Path, space: Mapping[str, BaseDistribution], seed: int, prune: bool) -> optuna.Study:
+def open_study(
+    file: Path, space: Mapping[str, BaseDistribution], seed: int, prune: bool, fixed: Mapping[str, Any]
+) -> optuna.Study:
     """Open the study that a file holds, or begin it: TPE over the space, and the median rule on values per epoch.
 
+    Args:
+        fixed: what all trials have in common.
+
     Raises:
-        UserError: the file is no study, or one over another space.
+        UserError: the file is no study, or one over another space, or of other trials.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials are told of by who runs them
     beats = {
@@ -47,7 +52,7 @@ def open_study(file: Path, space: Mapping[str, BaseDistribution], seed: int, pru
             storage = optuna.storages.RDBStorage(f"sqlite:///{file}", **beats)
         study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
         described = {name: optuna.distributions.distribution_to_json(kind) for name, kind in space.items()}
-        known = study.user_attrs.get(_SPACE)
+        known, before = study.user_attrs.get(_SPACE), study.user_attrs.get(_FIXED, fixed)
         begun = len(study.trials)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise UserError(
@@ -57,7 +62,12 @@ def open_study(file: Path, space: Mapping[str, BaseDistribution], seed: int, pru
         raise UserError(
             f"{file}: is of a search over {_told(known)}, not {_told(described)}; give another --output_dir"
         )
+    changed = sorted(name for name in before.keys() | fixed.keys() if before.get(name) != fixed.get(name))
+    if changed:
+        told = ", ".join(f"{name} was {before.get(name)!r}, is {fixed.get(name)!r}" for name in changed)
+        raise UserError(f"{file}: its trials have other flags: {told}; give what they had, or another --output_dir")
     study.set_user_attr(_SPACE, described)
+    study.set_user_attr(_FIXED, dict(fixed))
     # Seeded by what is there already, so that a search that goes on does not draw its first settings again.
     study.sampler = optuna.samplers.TPESampler(seed=seed + begun, constant_liar=True)
     study.pruner = optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner()
@@ -139,6 +149,11 @@ def importance(study: optuna.Study) -> dict[str, float]:
     if len({trial.value for trial in complete}) < 2:
         return {}
     return dict(get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)))
+
+
+def settings(study: optuna.Study) -> list[dict[str, Any]]:
+    """The settings of the study's complete trials."""
+    return [trial.params for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
 
 
 def beaten(study: optuna.Study, value: float) -> bool:
