@@ -92,13 +92,14 @@ _OUTER = {
 
 
 def load(directory: Path, taken: list[int] | None, dropout: float, classes: int) -> Bert:
-    """A model directory's weights, of all its layers or of those taken."""
+    """A model directory's weights, of all its layers, or of those taken for a student, whose classifier is new."""
     config = json.loads((directory / "config.json").read_text())
+    outer = {theirs: mine for theirs, mine in _OUTER.items() if taken is None or mine != "classifier"}
     taken = list(range(config["num_hidden_layers"])) if taken is None else taken
     model = Bert(config, len(taken), classes, dropout)
     found = {name.removeprefix("bert."): value for name, value in load_file(directory / "model.safetensors").items()}
     state = dict(model.state_dict())
-    for theirs, mine in _OUTER.items():
+    for theirs, mine in outer.items():
         for leaf in ("weight", "bias"):
             if f"{theirs}.{leaf}" in found:
                 state[f"{mine}.{leaf}"] = found[f"{theirs}.{leaf}"]

@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from minddistill.files import model_path
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_distributed_gd_cpu.sh"
 ROWS, INTERVAL, COMPILING = 32, 10, 20
 
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
-    where = args.teacher.absolute(), args.records.absolute(), args.steps
+    where = model_path(args.teacher).absolute(), args.records.absolute(), args.steps
     one, two = zip(*[(speed(1, *where), speed(2, *where)) for _ in range(args.rounds)], strict=True)
     lost = [1 - second / first for first, second in zip(one, two, strict=True)]
     found = {"one_process": one, "two_processes": two, "lost": statistics.median(lost)}

@@ -52,7 +52,7 @@ def peer(work: Path, teacher: Path, out: Path, seed: int, kind: str) -> list[lis
         words[words.index("--teacher") + 1] = str(teacher)
         words[words.index("--output") + 1] = str(out / side)
         commands.append([*words, "--seed", str(seed)])
-    commands[1] += ["--student", str(out / f"{kind}_sst2")]
+    commands[1] += ["--student", str(out / f"{kind}_sst2"), "--rate", "2e-5"]  # our phase 2's default
     return commands
 
 

@@ -39,6 +39,8 @@ start_workers() {
   local device_num="$1" rank first worker_num master="${MASTER_ADDR:-127.0.0.1}" port="${MASTER_PORT:-8118}"
   shift
   worker_num="${WORKER_NUM:-$device_num}"
+  need_number MASTER_PORT "$port"
+  need_number WORKER_NUM "$worker_num"
   local launch=("$PYTHON" -m minddistill.launch "--address=$master:$((port + 1))" "--node=${NODE_RANK:-0}"
     "--wait=${CLUSTER_TIMEOUT:-120}" "--silence=${LOST_TIMEOUT:-30}" "--log=$PWD/msrun_log/msrun.log" --
     "$PYTHON" -m mindspore.parallel.cluster.run "--worker_num=$worker_num"
