@@ -17,7 +17,7 @@ from minddistill.models.bert import RelativePositions
 from minddistill.models.config import ModelConfig
 from minddistill.models.heads import TextModel, predict_function
 from minddistill.models.presets import preset
-from minddistill.problems import MULTI, SINGLE, TOKEN
+from minddistill.problems import MULTI, REGRESSION, SINGLE, TOKEN
 
 BATCH = {
     "input_ids": np.array([[2, 5, 6, 7, 3, 0], [2, 8, 3, 9, 10, 3]], np.int32),
@@ -105,6 +105,15 @@ def small(family: str) -> ModelConfig:
 def saved(directory: Path, config: ModelConfig) -> Path:
     options = {"tokenizer_from": None, "command": "test", "parents": {}, "data": {}, "metrics": {}}
     return store.save(directory, store.new(config, seed=1), **options)
+
+
+def test_one_output_is_a_number(tmp_path):
+    """As transformers takes it where `config.json` does not say."""
+    directory = saved(tmp_path / "one", small("bert").with_(labels=("score",), problem=REGRESSION))
+    config = json.loads((directory / "config.json").read_text())
+    assert config.pop("problem_type") == REGRESSION
+    (directory / "config.json").write_text(json.dumps(config))
+    assert store.read_weights(directory).config.problem == REGRESSION
 
 
 @pytest.mark.parametrize(

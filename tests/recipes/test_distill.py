@@ -125,10 +125,13 @@ def test_mistakes_end_in_one_line(data, teacher, tiny_encoder, augmented, tmp_pa
     cases += [
         ([*start, "--load_gd_ckpt_path", alien], f"{alien}: a student of 50 word pieces, its teacher has"),
         (
-            [*start, "--load_gd_ckpt_path", alien, "--num_hidden_layers", 3],
-            f"--num_hidden_layers 3: {alien} has 2; leave the flag out",
+            [*start, "--load_gd_ckpt_path", teacher],
+            f"--student test-2l-32: num_hidden_layers 2: {teacher} has 4; leave the flag out",
         ),
-        ([*start, "--load_gd_ckpt_path", alien, "--student", "minilm-l3"], f"hidden_size 384: {alien} has 32"),
+        (
+            [*start, "--load_gd_ckpt_path", teacher, "--num_hidden_layers", 4, "--hidden_size", 64],
+            f"--hidden_size 64: {teacher} has 32",
+        ),
         (["--hidden_act", "relu"], "--hidden_act relu: the teacher has gelu, and so has its student"),
         ([*start, "--max_position_embeddings", 8], "the model reads at most 8"),
         (

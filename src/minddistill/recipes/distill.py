@@ -132,8 +132,8 @@ def _refuse_unused(learning: Learning, student: StudentFlags) -> None:
     for name, weight in wanted.items():
         if name in given and not weight:
             also = " or --att_loss_ratio" if name in ("layer_map", "loss_mode") else ""
-            mapped = " (with --state_layers mapped)" if name == "layer_map" else ""
-            raise UserError(f"--{name} {given[name]}: has no part without --state_loss_ratio{mapped}{also} above 0")
+            end = ", the former with --state_layers mapped" if name == "layer_map" else ""
+            raise UserError(f"--{name} {given[name]}: has no part without --state_loss_ratio{also} above 0{end}")
 
 
 def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
