@@ -261,6 +261,18 @@ def test_order_is_of_seed_and_epoch_and_resumes_in_the_middle():
     assert first != [batch["row"].asnumpy().tolist() for batch in loader.epoch(1)]
 
 
+def test_lengths_are_mixed_evenly_over_an_epoch():
+    """Where in an epoch the batches of each length come is uniform: mean 1/2, variance 1/12."""
+    loader, places = Loader(many(1200), 8, buckets=[10, 20, 30], seed=3), {10: [], 20: [], 30: []}
+    for epoch in range(20):
+        for step, planned in enumerate(loader.plan(epoch)):
+            places[planned.length].append((step + 0.5) / len(loader))
+    for found in places.values():
+        assert len(found) > 500
+        assert abs(np.mean(found) - 0.5) < 4 * (12 * len(found)) ** -0.5
+        assert np.var(found) == pytest.approx(1 / 12, rel=0.1)
+
+
 def test_buckets_keep_padding_low_with_few_lengths():
     length = np.random.default_rng(0).integers(3, 65, 5000)
     buckets = choose_buckets(length, 128)

@@ -187,6 +187,7 @@ def test_rows_out_of_scope_are_a_class_where_training_rows_have_it(tmp_path, voc
             "--labels a,b: not of regression",
         ),
         (["--task_name", "custom", "--metrics", "out_of_scope_recall"], "out_of_scope_recall: needs --out_of_scope"),
+        (["--task_name", "custom"], "holds the files of a named task"),
     ],
 )
 def test_flags_that_contradict_each_other(flags, message, tmp_path, vocabulary, capsys):

@@ -59,6 +59,7 @@ def test_ranges_and_choices(written):
         ("alpha: {low: 2.0, high: 1.0}", "alpha: "),
         ("alpha: {low: 0, high: 1.0, log: true}", "alpha: "),
         ("alpha: {low: 1, high: 4, step: 0.5}", "alpha: "),
+        ("alpha: {low: 1, high: 4, log: maybe}", "alpha: log is 'maybe'; expected true or false"),
     ],
 )
 def test_wrong_spaces_name_file_and_key(written, text, told):

@@ -24,7 +24,7 @@ class Config:
 
     check: str = flag("", "a rank table to check; nothing is written")
     merge: str = flag("", "rank tables of several nodes with commas between, in the order of their ranks")
-    device_num: int = flag(0, "devices that this node must have; 0 for any number")
+    device_num: int = flag(0, "with --check: devices that this node must have; 0 for any number")
     devices: str = flag("0,1,2,3,4,5,6,7", "ids of this node's devices")
     ips: str = flag("", f"their addresses, in the same order; read from {HCCN} by default")
     server_id: str = flag("", "this node's address; found by its name by default")
@@ -37,6 +37,8 @@ def run(config: Config) -> Path:
     Raises:
         UserError: a table is broken, or what one is made from is missing.
     """
+    if config.device_num and not config.check:
+        raise UserError(f"--device_num {config.device_num}: is for --check; --devices says which there are")
     if config.check:
         servers = read_table(Path(config.check))
         _counted(Path(config.check), servers, config.device_num)

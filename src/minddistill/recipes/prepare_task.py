@@ -191,6 +191,11 @@ def task_and_files(config: TextFlags) -> tuple[Task, dict[str, Path]]:
         found = _official(task, config.data_dir) | files
         # The training rows first: they name the classes.
         files = {split: found[split] for split in sorted(found, key=lambda split: split != "train")}
+    if task.name == CUSTOM and config.data_dir:
+        raise UserError(
+            f"--data_dir {config.data_dir}: holds the files of a named task; a custom one's are --train_file, --dev_file and "
+            "--test_file"
+        )
     if not files:
         raise UserError("--task_name custom: no file; give --train_file, --dev_file or --test_file")
     return task, files

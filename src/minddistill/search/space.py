@@ -56,6 +56,8 @@ def _distribution(value: Any, where: str) -> BaseDistribution:
     low, high = _number(value["low"], where), _number(value["high"], where)
     whole = isinstance(low, int) and isinstance(high, int)
     log = value.get("log", False)
+    if not isinstance(log, bool):
+        raise UserError(f"{where}: log is {log!r}; expected true or false")
     step = _number(value["step"], where) if "step" in value else None
     if step is not None and (step <= 0 or (whole and not isinstance(step, int))):
         raise UserError(f"{where}: step {step}: expected a positive {'whole ' if whole else ''}number")
