@@ -19,7 +19,7 @@ from ..data.speech import Tagger
 from ..data.tasks import SHARD_ENDING, Example, Task, label_table, read_examples, text_files, text_lines, write_examples
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
-from ..files import checksum, model_path, require_directory
+from ..files import checksum
 from ..problems import REGRESSION, SINGLE, TOKEN
 from ..workers import worker_pool
 from . import prepare_task
@@ -86,10 +86,7 @@ def run(config: Config) -> dict[str, Any]:
     if config.split not in files:
         raise UserError(f"--split {config.split}: no such file; expected one of {', '.join(files)}")
     source = files[config.split]
-    if not config.tokenizer:
-        raise UserError("--tokenizer is empty; expected a model directory with a tokenizer")
-    tokenizer_dir = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
-    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer_dir, tokenizer = prepare_task.tokenizer_of(config)
     length = records.check_length(config.max_seq_length or task.max_length)
     examples = list(read_examples(source, task, config.split))
     if not examples:

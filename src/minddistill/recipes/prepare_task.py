@@ -90,10 +90,7 @@ def run(config: Config) -> dict[str, dict]:
     length = records.check_length(config.max_seq_length or task.max_length)
     if not config.output_dir:
         raise UserError("--output_dir is empty; expected the directory to write records to")
-    if not config.tokenizer:
-        raise UserError("--tokenizer is empty; expected a model directory with a tokenizer")
-    tokenizer_dir = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
-    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer_dir, tokenizer = tokenizer_of(config)
     base = description(task, tokenizer, length)
     table: dict[str, str] = {}
     found = {}
@@ -176,6 +173,18 @@ def encoded(
             if logits:
                 row[records.LOGITS_COLUMN] = encode_logits(task, table, example.logits, where(index))
             yield row
+
+
+def tokenizer_of(config: Config) -> tuple[Path, Tokenizer]:
+    """The directory that `--tokenizer` names, and the tokenizer in it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not config.tokenizer:
+        raise UserError("--tokenizer is empty; expected a model directory with a tokenizer")
+    directory = require_directory(model_path(config.tokenizer), "a model directory with a tokenizer (--tokenizer)")
+    return directory, load_tokenizer(directory)
 
 
 def task_and_files(config: TextFlags) -> tuple[Task, dict[str, Path]]:
