@@ -101,7 +101,7 @@ def test_a_full_disk_ends_in_one_line_and_with_room_the_run_goes_on(
     teacher, data, tiny_encoder, small_disk, monkeypatch, capsys
 ):
     disk = small_disk(700)
-    monkeypatch.setattr(finetune, "check_load", lambda *values: None)  # as if it had filled up since
+    monkeypatch.setattr("minddistill.recipes.run.check_load", lambda *values: None)  # as if it had filled up since
     assert train(data, tiny_encoder, disk / "run") == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and f"{disk}/run/" in said[0] and "the disk is full" in said[0] and "needed" in said[0]
