@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="time so many steps of the first epoch; 0 runs them all")
     parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="run both models through torch.compile")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(2)
@@ -166,6 +167,9 @@ def main() -> None:
     ids = np.pad(ids, ((0, 0), (0, max(args.length - ids.shape[1], 0))))
     student = load(args.student or args.teacher, None if args.student else [1, 3, 5], 0.1, 2).train()
     teacher = load(args.teacher, None, 0.0, 2).eval()
+    teach, learn = teacher, student
+    if args.compile:  # for any length: a batch's is its own longest row's
+        teach, learn = (torch.compile(model, dynamic=True) for model in (teacher, student))
     project = nn.Linear(student.word.embedding_dim, teacher.word.embedding_dim)
     decayed = [p for p in (*student.parameters(), *project.parameters()) if p.dim() > 1]
     plain = [p for p in (*student.parameters(), *project.parameters()) if p.dim() <= 1]
@@ -192,8 +196,8 @@ def main() -> None:
             batch = torch.from_numpy(ids[picked, :width].astype(np.int64)), mask, segments
             with torch.autocast("cpu", torch.bfloat16, enabled=skilled):
                 with torch.no_grad():
-                    taught = teacher(*batch)
-                mine = student(*batch)
+                    taught = teach(*batch)
+                mine = learn(*batch)
                 if args.stage == "phase2":
                     loss = -(taught[2].softmax(-1) * mine[2].log_softmax(-1)).mean()
                 else:
@@ -227,6 +231,7 @@ def main() -> None:
             {
                 "startup": startup + (times[0] if args.steps else 0.0) + saving,
                 "step": float(np.mean(measured)),
+                "median": float(np.median(measured)),
                 "steps": total,
                 "measured": len(measured),
                 "tokens_per_second": float(sum(tokens[-len(measured) :]) / sum(measured)),
