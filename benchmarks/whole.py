@@ -3,7 +3,7 @@
     python benchmarks/whole.py WORK TEACHER DEV [--peer plain_64] [--seed 0] [--output whole.json]
 
 WORK is what bench.py made, TEACHER a classifier of SST-2, DEV its dev records. The seconds are to be compared with
-those that bench.py extrapolates from a sample of the steps. A side that is finished is not run again.
+those that bench.py extrapolates from a sample of the steps. A phase that is finished is not run again.
 """
 
 from __future__ import annotations
@@ -78,14 +78,15 @@ def main() -> None:
     sides[args.peer] = peer(args.work, args.teacher, out, args.seed, args.peer)
     students = {"ours": out / "ours_sst2_phase2" / "last", args.peer: out / f"{args.peer}_sst2_phase2"}
     for side, commands in sides.items():
-        key = f"{side}, seed {args.seed}"
-        if key in found:
-            continue
-        seconds = [round(timed(words), 1) for words in commands]
-        right = accuracy(students[side], args.dev, out / f"{side}_dev")
-        found[key] = {"phase 1": seconds[0], "phase 2": seconds[1], "accuracy": round(right, 4)}
-        args.output.write_text(json.dumps(found, indent=2) + "\n")
-        print(f"{key}: {json.dumps(found[key])}", flush=True)
+        measured = found.setdefault(f"{side}, seed {args.seed}", {})
+        for phase, words in zip(("phase 1", "phase 2"), commands, strict=True):
+            if phase not in measured:
+                measured[phase] = round(timed(words), 1)
+                args.output.write_text(json.dumps(found, indent=2) + "\n")
+        if "accuracy" not in measured:
+            measured["accuracy"] = round(accuracy(students[side], args.dev, out / f"{side}_dev"), 4)
+            args.output.write_text(json.dumps(found, indent=2) + "\n")
+        print(f"{side}, seed {args.seed}: {json.dumps(measured)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,10 @@ def pipeline(model: str | Path, *, threads: int | None = None, batch_size: int =
     Raises:
         UserError: no classifier that can be run is there, or its tokenizer is missing.
     """
-    from .errors import UserError
     from .export.pipeline import Pipeline
     from .export.session import Session
+    from .workers import check_threads
 
-    cores = os.cpu_count() or 1
-    if threads is not None and not 1 <= threads <= cores:
-        raise UserError(f"threads {threads}: expected 1 to {cores}, the cores of this machine")
+    if threads is not None:
+        check_threads(threads)
     return Pipeline(Session.open(model, threads), batch_size)

@@ -86,21 +86,21 @@ def _flush(path: Path) -> None:
 
 
 def remove_parts(directory: Path) -> None:
-    """Remove what killed processes left half-written in `directory`; what another living process writes stays.
-
-    Of a process on another host, nothing is known but when it last wrote.
-    """
+    """Remove what killed processes left half-written in `directory`; what another living process writes stays."""
     for part in directory.glob(".*.part"):
         host, _, process = part.name.split(".")[-2].rpartition("-")
-        if not process.isdigit():
-            continue
-        if host not in (_HOST, ""):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - part.stat().st_mtime < _ABANDONED:
-                    continue
-        elif int(process) != os.getpid() and _lives(int(process)):
-            continue
-        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        if process.isdigit() and not _in_work(part, host, int(process)):
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def _in_work(part: Path, host: str, process: int) -> bool:
+    """Whether another process may still write; of one on another host, nothing is known but when it last did."""
+    if host in (_HOST, ""):
+        return process != os.getpid() and _lives(process)
+    try:
+        return time.time() - part.stat().st_mtime < _ABANDONED
+    except FileNotFoundError:
+        return False
 
 
 def _lives(process: int) -> bool:
@@ -276,7 +276,8 @@ def replace_directory(path: Path, fill: Callable[[Path], None]) -> None:
 
 def recover_directory(path: Path) -> None:
     """Bring back the earlier directory if a replacement was killed between its two renames."""
-    old = path.absolute().with_name(path.absolute().name + ".old")
+    whole = path.absolute()  # "." has no name
+    old = whole.with_name(whole.name + ".old")
     if old.is_dir() and not path.exists():
         os.rename(old, path)
 

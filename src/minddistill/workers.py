@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+
+from .errors import UserError
+
+
+def check_threads(threads: int) -> None:
+    """See that this process has a core for each of so many threads.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    count = len(usable_cores()) or os.cpu_count() or 1
+    if not 1 <= threads <= count:
+        raise UserError(f"--threads {threads}: this process may use {count} cores; expected 1 to {count}")
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may use; none where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import UserError
+from ..workers import check_threads, usable_cores
 
 INPUTS = ("input_ids", "input_mask", "segment_ids")
 Batch = Mapping[str, np.ndarray]
@@ -132,11 +133,8 @@ def pinned_cores(threads: int) -> list[int]:
     Raises:
         UserError: there are fewer.
     """
-    here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    count = len(here) or os.cpu_count() or 1
-    if not 1 <= threads <= count:
-        raise UserError(f"--threads {threads}: this process may use {count} cores; expected 1 to {count}")
-    return here[:threads]
+    check_threads(threads)
+    return usable_cores()[:threads]
 
 
 def _serve(

@@ -16,27 +16,8 @@ _PLAIN = re.compile(r"[a-z]+")
 # With what is left of contractions such as "isn't" once they are split, among them negations.
 _STOP_WORDS = ENGLISH_STOP_WORDS.union(
     ["n", "s", "t", "d", "m", "o", "y", "ll", "re", "ve", "ma"],
-    [
-        "ain",
-        "aren",
-        "couldn",
-        "didn",
-        "doesn",
-        "don",
-        "hadn",
-        "hasn",
-        "haven",
-        "isn",
-        "mightn",
-        "mustn",
-        "needn",
-        "shan",
-        "shouldn",
-        "wasn",
-        "weren",
-        "won",
-        "wouldn",
-    ],
+    ["ain", "aren", "couldn", "didn", "doesn", "don", "hadn", "hasn", "haven", "isn"],
+    ["mightn", "mustn", "needn", "shan", "shouldn", "wasn", "weren", "won", "wouldn"],
 )
 _normalizer, _splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
 

@@ -124,12 +124,12 @@ class Rows:
         return _digest(self.ids.astype(np.int32), self.length, self.second)
 
     def require_labels(self, name: str) -> None:
-        """See that the rows are labelled, as far as their description tells.
+        """See that the rows are labelled, as far as they and their description tell.
 
         Raises:
             UserError: they are not; names the flag `name`.
         """
-        if self.meta.get("labelled") is False:
+        if self.label is None or not self.meta.get("labelled", True):
             raise UserError(f"{name} {self.directory}: rows without labels; expected rows that have them")
 
     def check_classes(self, classes: int, learnt: bool = False) -> None:

@@ -46,11 +46,9 @@ def layer_map(spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
     Raises:
         UserError: the numbers of layers do not go together; says which lists would.
     """
+    if spec in MODES and student_layers > teacher_layers:
+        raise UserError(f"--layer_map {spec}: the student has {student_layers} layers, the teacher {teacher_layers}")
     if spec == "uniform":
-        if student_layers > teacher_layers:
-            raise UserError(
-                f"--layer_map uniform: the student has {student_layers} layers, the teacher {teacher_layers}"
-            )
         if teacher_layers % student_layers:
             raise UserError(
                 f"--layer_map uniform: the teacher's {teacher_layers} layers are not a multiple of the student's "
@@ -60,10 +58,6 @@ def layer_map(spec: str, student_layers: int, teacher_layers: int) -> LayerMap:
         step = teacher_layers // student_layers
         chosen = [index * step + step - 1 for index in range(student_layers)]
     elif spec in ("last", "first"):
-        if student_layers > teacher_layers:
-            raise UserError(
-                f"--layer_map {spec}: the student has {student_layers} layers, the teacher {teacher_layers}"
-            )
         start = teacher_layers - student_layers if spec == "last" else 0
         chosen = list(range(start, start + student_layers))
     else:

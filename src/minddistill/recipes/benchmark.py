@@ -168,8 +168,7 @@ def _rows(config: Config, facts: Facts) -> Rows:
         kind=config.dataset_type,
         schema_file=config.schema_dir,
     )
-    if not rows.meta.get("labelled", True):
-        raise UserError(f"{config.data_dir}: a test split without labels; expected rows to measure quality on")
+    rows.require_labels("--data_dir")
     common.check_problem(facts.config, rows, facts.directory)
     rows.check_classes(facts.config.num_labels)
     return rows

@@ -104,6 +104,16 @@ def check_vocabulary(rows: Rows, config: ModelConfig | WordConfig, tokenizer_dir
             )
 
 
+def check_seq_length(rows: Rows, most: int) -> None:
+    """See that no row is longer than `--seq_length`.
+
+    Raises:
+        UserError: one may be.
+    """
+    if rows.seq_length > most:
+        raise UserError(f"{rows.directory}: rows of {rows.seq_length} tokens, --seq_length is {most}; make them agree")
+
+
 def masking(weights: store.Weights, probability: float, log: RunLog) -> dict[str, Any]:
     """How a `MaskedLoader` masks the words of a model's tokenizer, as its arguments.
 
@@ -392,11 +402,10 @@ def check_teacher(
     Raises:
         UserError: it does not beat the majority class (or, in a regression task, explains nothing).
     """
+    rows.require_labels("--eval_data_dir")
     evaluator = Evaluator(model, rows, buckets)
     name = _DECIDES[rows.problem]
     truth, logits = truth_of(rows, model.config), evaluator.logits()
-    if truth.labels is None:
-        raise UserError(f"{rows.directory}: rows without labels; expected labelled ones (--eval_data_dir)")
     value, floor = metrics.compute([name], truth, logits)[name], _floor(truth)
     say(f"Teacher on {rows.directory}: {name} {value:.6f} (majority class or floor {floor:.6f}, {len(rows)} rows)")
     if value <= floor and not allow_weak:

@@ -90,9 +90,7 @@ def run(
         result = run_stage(stage_of(job, config, learning))
         job.forget_cache()
         if not place.rank:
-            if "," in config.eval_data_dir:
-                out = str(opened.directory / "evaluation")
-                task_job.evaluate_all(job.config, job.learning, run_flags, str(result[0]), out)
+            task_job.evaluate_others(job, result[0])
             report.at_end(opened)
         return result
 

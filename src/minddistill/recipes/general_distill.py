@@ -129,10 +129,7 @@ def prepare(run: Run, config: Config, words: Words, learning: Learning, student_
     with run.log.check("student") as found:
         wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler and not masked)
         common.check_vocabulary(rows, wanted, None)
-        if rows.seq_length > student_flags.seq_length:
-            raise UserError(
-                f"{rows.directory}: rows of {rows.seq_length} tokens, --seq_length is {student_flags.seq_length}; make them agree"
-            )
+        common.check_seq_length(rows, student_flags.seq_length)
         found(f"{wanted.num_hidden_layers} layers of width {wanted.hidden_size}")
     if masked:
         pairs, fit, objective = _masked_words(run, words, wanted, weights.config)

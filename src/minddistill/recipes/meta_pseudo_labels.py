@@ -155,9 +155,7 @@ def run(
         result = run_stage(meta_stage(job, config, learning, unlabelled))
         if config.finetune_epoch_size:
             result = run_stage(finetune_stage(job, config, learning, result[0]))
-        if "," in config.eval_data_dir:
-            out = str(opened.directory / "evaluation")
-            task_job.evaluate_all(job.config, job.learning, run_flags, str(result[0]), out)
+        task_job.evaluate_others(job, result[0])
         report.at_end(opened)
         return result
 
@@ -219,6 +217,8 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
     """
     weights, origin, wanted = task_job.starting_point(job)
     job.check_load(wanted, wanted.parameters + job.teacher.config.parameters, None)
+    options = job.run.batching(job.buckets, config.do_shuffle)
+    batches = PairedLoader(unlabelled, Loader(job.train, **options), **options)
     directory = job.run.directory / "meta" if config.finetune_epoch_size else job.run.directory
 
     def build() -> Work:
@@ -227,8 +227,6 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
         teachers = job.built_teachers()
         job.check(teachers)
         teacher = teachers[0]
-        options = job.run.batching(job.buckets, config.do_shuffle)
-        batches = PairedLoader(unlabelled, Loader(job.train, **options), **options)
         cell = Distiller(student, teacher, LogitSquares() if config.compat else PseudoLabels())
         tutor = Tutor(
             student,
@@ -266,7 +264,7 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
         eval_steps=learning.eval_steps,
         most_steps=config.train_steps,
     )
-    total, _ = stage.steps(len(Loader(unlabelled, **job.run.batching(job.buckets, config.do_shuffle))))
+    total, _ = stage.steps(len(batches))
     if learning.mpl_warmup_steps >= total:
         raise UserError(
             f"--mpl_warmup_steps {learning.mpl_warmup_steps}: there are {total} steps, so that the teacher would learn "

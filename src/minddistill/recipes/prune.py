@@ -355,9 +355,8 @@ def shrunk(job: Job, result: Path, found: dict[str, float]) -> tuple[Path, dict[
     )
     small = structured.compact(weights)
     if small.config.parameters > (1 - _WORTH) * weights.config.parameters:
-        shutil.rmtree(
-            job.run.directory / _COMPACT, ignore_errors=True
-        )  # of an earlier run, which --resume false forgot
+        # One is of an earlier run, which --resume false forgot.
+        shutil.rmtree(job.run.directory / _COMPACT, ignore_errors=True)
         return result, found
     return _derived(job, small, _COMPACT, result, found), found
 

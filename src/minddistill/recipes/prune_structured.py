@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -84,17 +84,17 @@ class Target:
     layers: tuple[int, ...]
 
     @classmethod
-    def whole(cls, config: ModelConfig, budget: str) -> Target:
-        """What a model has: heads and neurons of its largest layer, or of all on average, as `--budget` counts them."""
+    def whole(cls, config: ModelConfig, budget: str, layers: Sequence[int]) -> Target:
+        """What some of a model's layers have: heads and neurons of the largest, or on average, as `--budget` counts them."""
         heads, neurons = (
             sum(sizes) // len(sizes) if budget == "global" else max(sizes)
-            for sizes in (config.layer_heads, config.layer_widths)
+            for sizes in ([of[layer] for layer in layers] for of in (config.layer_heads, config.layer_widths))
         )
-        return cls(heads, neurons, config.hidden_size, tuple(range(config.num_hidden_layers)))
+        return cls(heads, neurons, config.hidden_size, tuple(layers))
 
     def on_the_way(self, config: ModelConfig, budget: str, number: int, steps: int) -> Target:
         """The target of a step; widths go down evenly, layers all at once in the first."""
-        sizes = asdict(Target.whole(config, budget))
+        sizes = asdict(Target.whole(config, budget, self.layers))
         part = {
             name: round(sizes[name] + (getattr(self, name) - sizes[name]) * number / steps)
             for name in ("heads", "neurons", "hidden")
@@ -111,20 +111,21 @@ def target_of(structure: Structure, config: ModelConfig, words: bool = False) ->
     Raises:
         UserError: the model has not that much, or nothing is asked for.
     """
-    whole = Target.whole(config, structure.budget)
-    layers = numbers(structure.target_layers, "--target_layers") or list(range(config.num_hidden_layers))
+    every = list(range(config.num_hidden_layers))
+    layers = numbers(structure.target_layers, "--target_layers") or every
     wrong = [layer for layer in layers if not 0 <= layer < config.num_hidden_layers]
     if wrong or len(set(layers)) < len(layers):
         raise UserError(
             f"--target_layers {structure.target_layers}: expected different layers from 0 to {config.num_hidden_layers - 1}"
         )
+    whole = Target.whole(config, structure.budget, layers)
     has = {"target_num_heads": whole.heads, "target_ffn_dim": whole.neurons, "target_hidden": whole.hidden}
     asked = {name: getattr(structure, name) for name in has}
     for name, size in has.items():
         if asked[name] > size:
             raise UserError(f"--{name} {asked[name]}: the model has {size}; expected at most that")
     found = Target(*(asked[name] or size for name, size in has.items()), tuple(layers))
-    if found == whole and not structure.target_speedup and not words:
+    if found == whole and layers == every and not structure.target_speedup and not words:
         raise UserError(
             "nothing to prune: give --target_num_heads, --target_ffn_dim, --target_hidden, --target_layers, "
             "--target_speedup or --prune_vocabulary true"
@@ -197,7 +198,7 @@ def cut(
 ) -> store.Weights:
     """A model with the most important of its units; their importance is measured if any is to go."""
     config, together, normalise = weights.config, structure.budget == "global", structure.normalize_importance
-    whole = Target.whole(config, structure.budget)
+    whole = Target.whole(config, structure.budget, range(config.num_hidden_layers))
     if (whole.heads, whole.neurons, whole.hidden) == (target.heads, target.neurons, target.hidden):
         return weights
     found = measured()

@@ -195,8 +195,7 @@ def _metrics(forward: Forward, rows: Rows, shape: ModelConfig) -> dict[str, floa
     theirs = tuple(rows.meta.get("labels", shape.labels))
     if not shape.regression and theirs != shape.labels:
         raise UserError(f"{rows.directory}: labels {', '.join(theirs)}; the model's are {', '.join(shape.labels)}")
-    if rows.label is None or not rows.meta.get("labelled", True):
-        raise UserError(f"{rows.directory}: rows without labels; expected labelled ones (--eval_data_dir)")
+    rows.require_labels("--eval_data_dir")
     rows.check_classes(shape.num_labels)
     batches = Loader(rows, common.EVAL_BATCH, buckets=choose_buckets(rows.length, rows.seq_length), shuffle=False)
     logits = predict(lambda batch: forward(*(batch[name] for name in INPUTS)), batches)

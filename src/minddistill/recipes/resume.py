@@ -14,7 +14,7 @@ from ..files import checksum, model_path, read_json, remove_parts, write_json
 
 # They say where, on what and how often, not what is learnt. Where models and records are does not count either: the
 # content of those that a stage reads is part of its identity.
-FREE = {
+KEEPING = {
     "output_dir",
     "save_ckpt_path",
     "resume",
@@ -22,6 +22,8 @@ FREE = {
     "save_ckpt_step",
     "save_checkpoint_step",
     "max_ckpt_num",
+}  # what is kept of a run, where and how often
+FREE = KEEPING | {
     "device_target",
     "device_id",
     "device_num",
@@ -108,8 +110,8 @@ def begin_records(directory: Path, plan: Mapping[str, Any], workers: int) -> tup
         meta = read_json(finished, "the description of the records")
         refuse_another(finished, meta.get("plan", {}), plan, or_else)
         return meta, workers
-    begun_with = [file for place in (directory, note.parent) if place.is_dir() for file in place.iterdir()]
-    if note.is_file() and {file.name for file in begun_with} - {records.WORK, note.name}:
+    there = {file.name for place in (directory, note.parent) if place.is_dir() for file in place.iterdir()}
+    if note.is_file() and there - {records.WORK, note.name}:  # a plan of which nothing was written binds nobody
         begun = read_json(note, "the plan of an earlier run")
         refuse_another(note, begun["plan"], plan, or_else)
         for place in (directory, note.parent):
@@ -124,11 +126,12 @@ def begin_records(directory: Path, plan: Mapping[str, Any], workers: int) -> tup
 
 def model_content(name: str) -> dict[str, int]:
     """Checksums of what a model directory, or another file that a flag names, holds, by name; of nothing if it is not there."""
-    path = model_path(name) if name else Path()
-    if path.is_file():
-        return {path.name: checksum(path)}
+    if not name:
+        return {}
+    path = model_path(name)
     patterns = ("model*.*", "config.json", "tokenizer*.json", "vocab*")
-    return {file.name: checksum(file) for pattern in patterns for file in sorted(path.glob(pattern))} if name else {}
+    files = [path] if path.is_file() else [file for pattern in patterns for file in sorted(path.glob(pattern))]
+    return {file.name: checksum(file) for file in files}
 
 
 def _changes(name: str, old: Any, new: Any) -> list[str]:

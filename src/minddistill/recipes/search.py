@@ -24,20 +24,11 @@ from ..errors import UserError
 from ..files import read_json, write_json, write_text
 from ..train.log import read_metrics
 from . import distill, finetune, task_distill
+from .resume import KEEPING
 from .stage import DONE
 
 _STAGES = {"finetune": finetune, "task-distill": task_distill, "distill": distill}
 # Of a trial that is not the best: its models and states. Its numbers stay.
-# Flags of a trial that say where or how often, and so may change while a search goes on.
-_ASIDE = (
-    "output_dir",
-    "save_ckpt_path",
-    "resume",
-    "log_interval",
-    "save_ckpt_step",
-    "save_checkpoint_step",
-    "max_ckpt_num",
-)
 _LARGE = ("best", "last", "phase1", "checkpoints", "teacher_cache")
 _LOOK = 0.5  # seconds between two looks at a trial's metrics
 
@@ -133,7 +124,7 @@ def _helpers(config: Config) -> list[subprocess.Popen]:
 def _search(config: Config, base: Mapping[str, Any], space: Mapping[str, Any], directory: Path) -> Any:
     from ..search import study as studies
 
-    fixed = {name: value for name, value in base.items() if name not in space and name not in _ASIDE}
+    fixed = {name: value for name, value in base.items() if name not in space and name not in KEEPING}
     fixed["command"] = config.command
     study = studies.open_study(directory / "study.db", space, config.seed, config.prune, fixed)
 

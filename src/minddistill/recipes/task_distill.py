@@ -10,6 +10,7 @@ from ..config import parse
 from ..distill.distiller import Distiller
 from ..distill.objectives import Intermediate, Prediction
 from ..errors import UserError
+from ..models import store
 from . import common, report
 from .flags import RunFlags, StepFlags, StudentFlags
 from .run import Run, open_run
@@ -19,6 +20,7 @@ from .task_job import (
     Job,
     Learning,
     evaluate_all,
+    evaluate_others,
     first_student,
     judged,
     prepare,
@@ -57,8 +59,7 @@ def run(
         result = run_stage(phase_two(job, first))
         job.forget_cache()
         if not place.rank:
-            if config.do_eval and "," in config.eval_data_dir:
-                evaluate_all(config, learning, run_flags, str(result[0]), str(opened.directory / "evaluation"))
+            evaluate_others(job, result[0])
             report.at_end(opened)
         return result
 
@@ -70,7 +71,9 @@ def phase_one(job: Job) -> Stage:
         UserError: student and teacher do not go together, or there are several teachers.
     """
     job.require_one_teacher("phase 1 (--load_td1_ckpt_path leaves it out)")
-    job.learning.phase(2), predictions(job)  # what phase 2 refuses is told before phase 1
+    # What phase 2 refuses is told before phase 1.
+    job.learning.phase(2)
+    predictions(job)
     weights, origin, wanted = starting_point(job)
     pairs = common.matched_layers(job.student.layer_map, wanted, job.teacher.config, job.run.log)
     carried = {} if weights is None else weights.fit
@@ -133,9 +136,7 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
         command: that the student's record names.
     """
     with job.run.log.check("student") as found:
-        weights = student_at(job, first)
-        if job.config.load_td1_ckpt_path:
-            job.student.refuse_other(weights.config, weights.source)
+        weights = student_at(job, first) if job.config.load_td1_ckpt_path else store.read_weights(first)
         wanted = weights.config.with_(**job.head)
         found(common.described(weights))
     if job.config.load_td1_ckpt_path:  # else phase 1, which takes more, has seen to it

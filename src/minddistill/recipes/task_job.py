@@ -336,10 +336,7 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
         found("a number" if weights.config.regression else ", ".join(weights.config.labels))
     if config.do_eval and dev is None:
         raise UserError("--eval_data_dir is empty; expected a record directory, or --do_eval false")
-    if train.seq_length > student.seq_length:
-        raise UserError(
-            f"{train.directory}: rows of {train.seq_length} tokens, --seq_length is {student.seq_length}; make them agree"
-        )
+    common.check_seq_length(train, student.seq_length)
     buckets = common.buckets_for(run.step.buckets, train, student.loss_mode == "reference")
     return Job(run, config, learning, student, teachers, train, dev, buckets)
 
@@ -446,20 +443,10 @@ def starting_point(job: Job) -> tuple[store.Weights | None, str, ModelConfig]:
     with job.run.log.check("student") as found:
         wanted = job.student.config(job.teacher.config) if weights is None else weights.config
         wanted = wanted.with_(**job.head)
-        _check_student(job, wanted, weights)
+        if weights is None:
+            common.check_vocabulary(job.train, wanted, None)
         found(f"{wanted.summary}, from {origin}")
     return weights, origin, wanted
-
-
-def _check_student(job: Job, wanted: ModelConfig, weights: store.Weights | None) -> None:
-    """See that a student reads the rows, which its teacher reads."""
-    if wanted.vocab_size != job.teacher.config.vocab_size:
-        raise UserError(
-            f"{weights.source if weights else '--vocab_size'}: a student of {wanted.vocab_size} word pieces, its teacher has "
-            f"{job.teacher.config.vocab_size}; one of another tokenizer learns from text that the teacher has labelled "
-            "(minddistill label, then distill without --load_teacher_ckpt_path)"
-        )
-    common.check_vocabulary(job.train, wanted, weights.directory if weights else None)
 
 
 def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
@@ -467,7 +454,6 @@ def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
         if job.student.init_from_teacher:
             raise UserError("--init_from_teacher and --load_gd_ckpt_path: two starting points; give one of them")
         weights = student_at(job, job.config.load_gd_ckpt_path)
-        job.student.refuse_other(weights.config, weights.source)
         return weights, str(weights.source)
     if job.student.init_from_teacher:
         wanted = job.student.config(job.teacher.config)
@@ -478,10 +464,10 @@ def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
 
 
 def student_at(job: Job, path: str | Path) -> store.Weights:
-    """A student as it was saved.
+    """A student that the user names, as it was saved.
 
     Raises:
-        UserError: it cannot be read, or does not read what its teacher reads.
+        UserError: it cannot be read, does not read what its teacher reads, or is another than the flags say.
     """
     weights = store.read_weights(path, job.student.heads)
     if isinstance(weights.config, WordConfig) and not job.carried:
@@ -489,7 +475,14 @@ def student_at(job: Job, path: str | Path) -> store.Weights:
             f"{weights.source}: a {weights.config.family} does not read its teacher's word pieces; label the text with the "
             "teacher (minddistill label), and give distill no --load_teacher_ckpt_path"
         )
-    _check_student(job, weights.config, weights)
+    if weights.config.vocab_size != job.teacher.config.vocab_size:
+        raise UserError(
+            f"{weights.source}: a student of {weights.config.vocab_size} word pieces, its teacher has "
+            f"{job.teacher.config.vocab_size}; one of another tokenizer learns from text that the teacher has labelled "
+            "(minddistill label, then distill without --load_teacher_ckpt_path)"
+        )
+    common.check_vocabulary(job.train, weights.config, weights.directory)
+    job.student.refuse_other(weights.config, weights.source)
     return weights
 
 
@@ -546,6 +539,13 @@ def save_model(
         metrics=found,
         fit=fit,
     )
+
+
+def evaluate_others(job: Job, model: Path) -> None:
+    """Measure a model on every directory of `--eval_data_dir`, where training has measured it on the first of several."""
+    if job.config.do_eval and "," in job.config.eval_data_dir:
+        out = str(job.run.directory / "evaluation")
+        evaluate_all(job.config, job.learning, job.run.flags, str(model), out)
 
 
 def evaluate_all(

@@ -161,10 +161,10 @@ def filled(
     # Each process has its share of all shards, as another run may write to the same directory; what that one has
     # finished meanwhile is not computed again.
     for shard in map(int, cache.shards[place.rank :: place.size]):
-        if cache.problem(shard) is not None:
+        if shard in missing and cache.problem(shard) is not None:
             cache.write(shard, _outputs(forward, cache, rows, shard, buckets))
     place.all()
-    if place.size > 1 and (left := [shard for shard in map(int, cache.shards) if cache.problem(shard) is not None]):
+    if place.size > 1 and (left := [shard for shard in missing if cache.problem(shard) is not None]):
         raise UserError(
             f"{cache.directory}: {len(left)} of {len(cache.shards)} shards are not here after all processes have written "
             "theirs; expected a directory that all of them share"
