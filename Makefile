@@ -38,7 +38,7 @@ fuzz: $(VENV)/installed
 bench: $(VENV)/installed
 	@test -d "$(DATA)/glue/SST-2" || { echo "make bench: DATA='$(DATA)' has no glue/SST-2; expected make bench DATA=DIR"; exit 2; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[bench]"
-	$(BIN)/python benchmarks/bench.py --data "$(DATA)"
+	$(BIN)/python benchmarks/bench.py --data "$(DATA)" --steps 40
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
