@@ -9,17 +9,18 @@ fi
 
 # Runs "$@" in the background with its output in log.txt; FOREGROUND=1 stays and returns its exit code.
 start_run() {
+  : > log.txt  # appended to: it is also the run's own where the run directory is this one
   # In this process's place, so that signals reach it; Ctrl-C is for it, not for tee.
   if [ "${FOREGROUND:-0}" = 1 ]; then
-    exec "$@" > >(tee -i log.txt) 2>&1
+    exec "$@" > >(tee -ai log.txt) 2>&1
   fi
-  nohup "$@" > log.txt 2>&1 &
+  nohup "$@" >> log.txt 2>&1 &
   echo "Running in the background as process $!; its output is in $PWD/log.txt"
 }
 
 # The embedded example stands in where nothing is set.
 need_example() {
-  echo "$1 is not set: using the embedded example in $PROJECT_DIR/runs/quickstart"
+  echo "$1 is set: using the embedded example in $PROJECT_DIR/runs/quickstart"
   if [ ! -f "$PROJECT_DIR/runs/quickstart/teacher/config.json" ]; then
     echo "It is not there yet; run 'make quickstart' first." >&2
     exit 2
@@ -40,6 +41,10 @@ start_workers() {
   shift
   worker_num="${WORKER_NUM:-$device_num}"
   need_number MASTER_PORT "$port"
+  if [ "${#port}" -gt 5 ] || [ "$port" -gt 65534 ]; then
+    echo "MASTER_PORT is '$port'; expected at most 65534, as the port after it is used too" >&2
+    exit 2
+  fi
   need_number WORKER_NUM "$worker_num"
   local launch=("$PYTHON" -m minddistill.launch "--address=$master:$((port + 1))" "--node=${NODE_RANK:-0}"
     "--wait=${CLUSTER_TIMEOUT:-120}" "--silence=${LOST_TIMEOUT:-30}" "--log=$PWD/msrun_log/msrun.log" --
@@ -90,7 +95,7 @@ need_arguments() {
 # Gives each of $1 processes on this node its share of the cores, where OMP_NUM_THREADS does not say otherwise.
 share_cores() {
   local cores
-  cores="$(getconf _NPROCESSORS_ONLN)"
+  cores="$(nproc)"  # those that this process may use
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > $1 ? cores / $1 : 1))}"
 }
 

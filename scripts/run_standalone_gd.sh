@@ -12,8 +12,8 @@ data_dir="${data_dir:-}"
 schema_dir="${schema_dir:-}"
 dataset_type="${dataset_type:-tfrecord}"
 
-if [ -z "$data_dir" ] || [ -z "$load_teacher_ckpt_path" ]; then
-  need_example "data_dir or load_teacher_ckpt_path"
+if [ -z "$data_dir$load_teacher_ckpt_path" ]; then
+  need_example "Neither data_dir nor load_teacher_ckpt_path"
   data_dir="$PROJECT_DIR/runs/quickstart/data/train"
   load_teacher_ckpt_path="$PROJECT_DIR/runs/quickstart/teacher"
   set -- --student minilm-l3 "$@"

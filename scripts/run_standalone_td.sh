@@ -20,8 +20,8 @@ schema_dir="${schema_dir:-}"
 dataset_type="${dataset_type:-tfrecord}"
 output_dir="${output_dir:-$PWD/task_distill}"
 
-if [ -z "$eval_data_dir" ]; then
-  need_example "eval_data_dir"
+if [ -z "$train_data_dir$eval_data_dir$load_teacher_ckpt_path$load_gd_ckpt_path$load_td1_ckpt_path" ]; then
+  need_example "None of the records and models"
   train_data_dir="$PROJECT_DIR/runs/quickstart/data/train"
   eval_data_dir="$PROJECT_DIR/runs/quickstart/data/dev"
   load_teacher_ckpt_path="$PROJECT_DIR/runs/quickstart/teacher"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from launched import ended, free_port, wait_for
 
@@ -75,6 +76,38 @@ def test_a_signal_at_any_node_lets_the_first_rank_save(launcher):
     for each in (process, other):
         done = ended(each, 20)
         assert done.returncode == 130 and done.stdout.startswith("stopped; the same command goes on")
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_signals_at_all_nodes_are_one_order(launcher, order):
+    process, port = launcher(30)
+    other, _ = launcher(30, node=1, port=port)
+    heard = []
+    first = rank(port, 0, heard)
+    first.watch()
+    time.sleep(1)  # the launcher knows it
+    (process, other)[order[0]].send_signal(signal.SIGTERM)
+    wait_for(lambda: heard, process, 10)
+    (process, other)[order[1]].send_signal(signal.SIGTERM)
+    time.sleep(2)
+    assert process.poll() is None and heard == ["stop"]  # it has time to save
+    first.end(130, "stopped")
+    assert [ended(each, 20).returncode for each in (process, other)] == [130, 130]
+
+
+def test_ranks_save_though_msrun_dies_of_the_same_signal(launcher):
+    process, port = launcher(5)
+    heard = []
+    first = rank(port, 0, heard)
+    first.watch()
+    time.sleep(1)  # the launcher knows it
+    process.send_signal(signal.SIGTERM)
+    wait_for(lambda: heard, process, 10)
+    psutil.Process(process.pid).children()[0].terminate()
+    time.sleep(5)  # longer than a run without ranks is waited for
+    assert process.poll() is None and heard == ["stop"]
+    first.end(130, "stopped")
+    assert ended(process, 20).returncode == 130
 
 
 def test_a_launcher_that_was_suspended_goes_on(launcher):

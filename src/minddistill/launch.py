@@ -34,6 +34,7 @@ class Launcher:
         self.quiet: dict[str, float] = {}  # seconds since the last beat
         self.ended: set[str] = set()
         self.stopping = False
+        self.told = False  # by a signal to this node; the orders of other nodes come by their links
         self.over: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         self.up: Link | None = None
 
@@ -46,7 +47,7 @@ class Launcher:
         loop = asyncio.get_running_loop()
         await self._open(loop)
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.stop)
+            loop.add_signal_handler(number, self.hear)
         log.parent.mkdir(parents=True, exist_ok=True)
         told = {LAUNCHER: self.address, SILENCE: str(self.silence)}
         with open(log, "wb") as errors:
@@ -58,9 +59,13 @@ class Launcher:
         await asyncio.wait({ended, self.over}, return_when=asyncio.FIRST_COMPLETED)
         if not self.over.done() and ended.result() == 0:
             self.finish(0, "")
-        await asyncio.wait({self.over}, timeout=_GRACE)
+        left = _GRACE
+        while not self.over.done() and (left > 0 or (self.stopping and self._saving())):
+            await asyncio.wait({self.over}, timeout=0.5)  # where msrun died of a signal to all, the ranks still save
+            left -= 0.5
         if not self.over.done():
-            self.finish(1, f"msrun ended with exit code {ended.result()}; {log} says why")
+            why = f"msrun ended with exit code {ended.result()}; {log} says why"
+            self.finish(*((130, _STOPPED) if self.stopping else (1, why)))
         code, reason = self.over.result()
         await _gone(msrun, ended, _GRACE if code else None)
         if reason:  # the last line, behind what msrun still had to print
@@ -97,7 +102,8 @@ class Launcher:
             if word == "beat":
                 self.quiet[name] = 0.0
             elif word == "stop":
-                self.stop()
+                if not self.stopping:  # every node may have been told
+                    self.stop()
             elif word == "end":
                 self.ended.add(name)
                 code, _, why = text.partition(" ")
@@ -130,9 +136,21 @@ class Launcher:
             return self.finish(130, _STOPPED)
         self.finish(1, f"{name} was lost: {why} ({_log(name)}); the same command goes on from the last saved point")
 
+    def _saving(self) -> bool:
+        """Whether a rank may still save; another node than the first hears of its end."""
+        return self.up is not None or any(name.startswith("rank") and name not in self.ended for name in self.links)
+
+    def hear(self) -> None:
+        """A signal to this node: the first asks all to stop, as another node may have already, a second ends them at once."""
+        again, self.told = self.told, True
+        if again:
+            self.finish(130, _STOPPED)
+        elif not self.stopping:
+            self.stop()
+
     def stop(self) -> None:
-        """Have the first rank save and all leave; the second time, leave at once."""
-        if self.stopping or not (self.up or "rank 0" in self.links):
+        """Have the first rank save and all leave."""
+        if not (self.up or "rank 0" in self.links):
             return self.finish(130, _STOPPED)
         self.stopping = True
         if self.up:

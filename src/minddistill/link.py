@@ -104,8 +104,11 @@ def _connected(address: str, name: str, wait: float) -> socket.socket:
             time.sleep(1)
 
 
-def of_rank() -> Link | None:
+def of_rank(wait: float = 0.0) -> Link | None:
     """The link of this process to the launcher that started it, not yet watched; None where there is none.
+
+    Args:
+        wait: seconds for which connecting is tried; 0 for those of the launcher's patience.
 
     SIGTERM reaches the process where the launcher says stop; where it says leave, the process ends with a line.
     """
@@ -121,4 +124,4 @@ def of_rank() -> Link | None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     silence = float(os.environ[SILENCE])
-    return Link(address, f"rank {os.environ['RANK_ID']}", silence, silence, stop, leave)
+    return Link(address, f"rank {os.environ['RANK_ID']}", wait or silence, silence, stop, leave)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from . import link
 from .errors import UserError
@@ -32,6 +35,16 @@ class Runtime:
         from mindspore import ops
 
         return int(ops.AllReduce()(ms.Tensor([int(true)], ms.float32)).asnumpy()[0]) == self.size
+
+    def same(self, number: int) -> bool:
+        """Whether a whole number is the same in every process, as far as float32 tells."""
+        if self.size == 1:
+            return True
+        import mindspore as ms
+        from mindspore import ops
+
+        first = ops.AllReduce()(ms.Tensor([0 if self.rank else number], ms.float32)).asnumpy()[0]
+        return self.all(bool(first == np.float32(number)))
 
     def reducer(self, parameters: Any) -> Any:
         """A cell that averages gradients over all processes; None where there is one."""
@@ -132,8 +145,12 @@ def _join_group() -> None:
 
 def leave(code: int, why: str) -> None:
     """Tell the launcher, where there is one, that this process ends by itself, and why."""
-    if _launcher is not None:
-        _launcher.end(code, why)
+    launcher = _launcher
+    if launcher is None and code:  # before it joined the group
+        with contextlib.suppress(UserError):
+            launcher = link.of_rank(wait=3.0)
+    if launcher is not None:
+        launcher.end(code, why)
 
 
 def precision(compute_type: str, dtype: str, device: str) -> dict[str, Any]:

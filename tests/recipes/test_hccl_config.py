@@ -80,3 +80,18 @@ def test_broken_tables_are_refused(tmp_path, capsys, old, new, said):
     assert command("hccl-config", "--check", path, "--device_num", 8) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(path) in line and said in line
+
+
+@pytest.mark.parametrize(("address", "said"), [("127.0.1.1", "127.0.1.1"), ("", "no address")])
+def test_a_node_whose_name_leads_nowhere_is_asked_for_its_address(tmp_path, monkeypatch, capsys, address, said):
+    def found(name):
+        if not address:
+            raise OSError
+        return address
+
+    monkeypatch.setattr(hccl_config.socket, "gethostbyname", found)
+    flags = ["--devices", "0,1", "--ips", ",".join(IPS), "--output", tmp_path / "hccl.json"]
+    assert command("hccl-config", *flags) == 2
+    error = capsys.readouterr().err
+    assert f"leads to {said}; give this node's address" in error and error.count("\n") == 1
+    assert command("hccl-config", *flags, "--server_id", "127.0.0.1") == 0

@@ -116,3 +116,16 @@ def test_a_signal_stops_between_steps_even_at_the_very_end(number):
     state = fresh(epoch=2, step=8)
     assert train(state, [Hook(0, tell, at_epoch_end=True)]) == [200, 201, 202, 203, "stopped"]
     assert train(state) == []
+
+
+def test_a_second_sigterm_lets_the_step_end_and_a_second_ctrl_c_does_not():
+    def tell(*numbers):
+        def hook(state, outputs):
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+        return Hook(6, hook)
+
+    assert train(fresh(), [tell(signal.SIGTERM, signal.SIGTERM)])[-1] == "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), [tell(signal.SIGTERM, signal.SIGINT)])

@@ -57,13 +57,19 @@ def test_overflows_in_a_row_stop_with_step_term_and_rows(tmp_path):
     assert np.isfinite(cell.weight.asnumpy()).all()
 
 
-def test_an_overflow_at_scale_one_stops_at_once_and_names_its_micro_batch(tmp_path):
+def test_an_overflow_at_scale_one_stops_at_once_and_names_its_micro_batch(tmp_path, monkeypatch):
     watch, state, _ = watched(tmp_path, scale=1.0, accumulate=2)
+    met = []
+    watch.wait = 7.0
+    monkeypatch.setattr(
+        "time.sleep", lambda seconds: met.append([seconds, *(file.name for file in tmp_path.iterdir())])
+    )
     feed(watch, state, [X, X, BAD, X], accumulate=2)
     with pytest.raises(UserError, match="step 4: line is nan"):
         watch.check(state, ())
     found = json.loads(next(tmp_path.iterdir()).read_text())
     assert [batch["batch"] for batch in found["batches"]] == [2]
+    assert met == [[7.0, "nonfinite_step_00000004.json"]]  # the rows are written before
 
 
 def test_gradients_that_overflow_under_a_finite_loss_are_called_so():

@@ -52,7 +52,7 @@ def run(config: Config) -> Path:
         if len(ips) != len(devices):
             raise UserError(f"--ips: {len(ips)} addresses for {len(devices)} devices; give one for each of --devices")
         listed = [{"device_id": str(device), "device_ip": ip} for device, ip in zip(devices, ips, strict=True)]
-        server = config.server_id or socket.gethostbyname(socket.gethostname())
+        server = config.server_id or _own_address()
         servers = [{"server_id": server, "device": listed, "host_nic_ip": "reserve"}]
     output = Path(config.output)
     table = {"version": "1.0", "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
@@ -62,6 +62,19 @@ def run(config: Config) -> Path:
     write_json(output, table)
     print(f"{output}: {len(servers)} nodes, {sum(1 for _ in _devices(servers))} devices")
     return output
+
+
+def _own_address() -> str:
+    """This node's address by its name."""
+    try:
+        found = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        found = ""
+    if not found or found.startswith("127."):  # which no other node could reach
+        raise UserError(
+            f"--server_id is empty, and the name {socket.gethostname()!r} leads to {found or 'no address'}; give this node's address"
+        )
+    return found
 
 
 def read_table(path: Path, ranks: bool = True) -> list[dict]:

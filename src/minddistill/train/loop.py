@@ -143,7 +143,10 @@ def fit(
 
 @contextmanager
 def _signals(leads: bool) -> Iterator[threading.Event]:
-    """SIGTERM and the first Ctrl-C ask the loop to stop; a second Ctrl-C stops at once."""
+    """SIGTERM and the first Ctrl-C ask the loop to stop; a Ctrl-C after that stops at once.
+
+    A second SIGTERM does not: a batch system's and the launcher's may both come.
+    """
     told = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield told
@@ -152,7 +155,7 @@ def _signals(leads: bool) -> Iterator[threading.Event]:
     def tell(number: int, frame: Any) -> None:
         if not leads:
             return
-        if told.is_set():
+        if told.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         told.set()
 

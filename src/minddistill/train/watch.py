@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Watch:
         most_skipped: updates skipped in a row at which to stop.
         rows_of: the rows, by name, of the batch of an epoch at a position, over all processes.
         directory: where the rows are written; None writes nothing (ranks other than 0).
+        wait: seconds before this process ends a run: with the first that ends, the launcher ends the others.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Watch:
         most_skipped: int,
         rows_of: Callable[[int, int], list[str]],
         directory: Path | None,
+        wait: float = 0.0,
     ):
         self.step, self.state, self.most_skipped = step, state, most_skipped
-        self.rows_of, self.directory = rows_of, directory
+        self.rows_of, self.directory, self.wait = rows_of, directory, wait
         self.skipped = 0
         self._unseen: list[tuple[int, int, int, bool, tuple]] = []
 
@@ -93,6 +96,7 @@ class Watch:
             path = self.directory / f"nonfinite_step_{number:08d}.json"
             write_json(path, found)
             where = f"; the rows of its batch are in {path}"
+        time.sleep(self.wait)
         why = f"{self.skipped} skipped in a row, loss scale {scale:g}" if self.skipped else "the update was not skipped"
         raise UserError(
             f"step {number}: {term} {f'is {value:g}' if broken else 'are not finite'} ({why}){where}; look at these rows, lower --learning_rate, or give "
