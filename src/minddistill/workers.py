@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from .errors import UserError
@@ -18,9 +21,14 @@ def check_threads(threads: int) -> None:
     Raises:
         UserError: there are fewer.
     """
-    count = len(usable_cores()) or os.cpu_count() or 1
+    count = core_count()
     if not 1 <= threads <= count:
         raise UserError(f"--threads {threads}: this process may use {count} cores; expected 1 to {count}")
+
+
+def core_count() -> int:
+    """How many cores this process may use."""
+    return len(usable_cores()) or os.cpu_count() or 1
 
 
 def usable_cores() -> list[int]:
@@ -35,13 +43,21 @@ def worker_pool(count: int, method: str | None = None) -> Iterator[ProcessPoolEx
     Args:
         method: how they start: the platform's default, or "spawn" where they use MindSpore, whose threads do not
             outlive a fork.
+
+    Raises:
+        UserError: one of them was killed.
     """
     pool = ProcessPoolExecutor(count, multiprocessing.get_context(method), initializer=_leave_signals)
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
         for process in multiprocessing.active_children():
             process.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                "a worker process was ended from outside, most often for want of memory; give fewer --workers, and the "
+                "same command goes on"
+            ) from None
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -51,3 +67,12 @@ def _leave_signals() -> None:
     """Ctrl-C goes to every process of the terminal; it is the first one's to hear."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker waits for work for ever: where the first process is killed, nothing else tells it that none will come."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)

@@ -87,6 +87,8 @@ def test_vector_files(tmp_path):
     zipped = tmp_path / "v.txt.gz"
     zipped.write_bytes(gzip.compress(b"3 2\n" + path.read_bytes()))
     assert read_vectors(zipped).words == ["the", ". . .", "at x@y.z"]
+    path.write_text("2 2\nthe 1 0 \ncat 0 2 \r\n")  # as word2vec and fastText write it
+    assert read_vectors(path).words == ["the", "cat"]
     broken = bytearray(zipped.read_bytes())
     broken[14] ^= 255
     zipped.write_bytes(broken)

@@ -13,6 +13,7 @@ from minddistill.data.loader import Loader, choose_buckets
 from minddistill.data.tasks import TASKS, label_table, read_examples, task_named
 from minddistill.errors import UserError
 from minddistill.files import write_json
+from minddistill.recipes.common import described_rows
 
 LENGTHS = (5, 3, 8, 6, 4)
 
@@ -47,6 +48,15 @@ def test_records_round_trip(directory):
     found.check_classes(2)
     assert found.label.tolist() == [0, 1, 0, 1, 0]
     assert found.ids[2].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_rows_that_a_schema_leaves_out_are_told(directory):
+    whole = records.read_rows(directory, kind=kind_of(directory))
+    table = json.loads((directory / "schema.json").read_text())
+    (directory / "schema.json").write_text(json.dumps(table | {"numRows": len(whole) - 2}))
+    found = records.read_rows(directory, kind=kind_of(directory))
+    assert (whole.cut, found.cut, len(found)) == (0, 2, len(whole) - 2)
+    assert "(2 more left out, by numRows of the schema)" in described_rows(found)
 
 
 def test_schema_numbers_limit_rows(directory):
@@ -300,6 +310,7 @@ def test_tasks_read_their_columns(tmp_path):
         (b"words\tlabel\nfine\t1\n", r"x.tsv:2: no column 'sentence'; the file has 'words', 'label'"),
         (b"sentence\tlabel\n\xff\xfe\t1\n", r"x.tsv:2: not UTF-8"),
         (b"sentence\tlabel\n \t1\n", r"x.tsv:2: the text is empty"),
+        (b"sentence\tlabel\nfine\t \n", r"x.tsv:2: the label is empty; expected one in column 'label'"),
     ],
 )
 def test_bad_text_files_are_named(tmp_path, content, message):
@@ -308,12 +319,41 @@ def test_bad_text_files_are_named(tmp_path, content, message):
         list(read_examples(tmp_path / "x.tsv", task_named("sst-2"), "train"))
 
 
+def test_labels_may_be_empty_where_none_are_wanted(tmp_path):
+    (tmp_path / "x.tsv").write_text("sentence\tlabel\nfine\t\n")
+    (found,) = read_examples(tmp_path / "x.tsv", TASKS["SST-2"], "test", labelled=False)
+    assert found.label is None
+
+
+def test_rows_that_line_breaks_tear_apart_are_left_out_of_qqp(tmp_path, capsys):
+    header = ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"]
+    rows = [["0", "1", "2", "one", "two", "0"], ["1", "3", "4", "torn"], ["apart", "0"], ["2", "5", "6", "a", "b", "1"]]
+    (tmp_path / "train.tsv").write_text("".join("\t".join(row) + "\n" for row in [header, *rows]))
+    found = list(read_examples(tmp_path / "train.tsv", TASKS["QQP"], "train"))
+    assert [(example.text, example.label) for example in found] == [("one", "0"), ("a", "1")]
+    assert "train.tsv: 2 lines left out, which are not 6 columns" in capsys.readouterr().out
+
+
+def test_half_a_character_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "fine", "label": "a"}\n{"text": "great \\ud83d", "label": "a"}\n')
+    with pytest.raises(UserError, match=r"x.jsonl:2: holds half of a surrogate pair"):
+        list(read_examples(tmp_path / "x.jsonl", TASKS["SNIPS"], "train"))
+    (tmp_path / "y.jsonl").write_text('{"text": "\\ud83d\\ude00", "label": "a"}\n')
+    assert next(read_examples(tmp_path / "y.jsonl", TASKS["SNIPS"], "train")).text == "\U0001f600"
+
+
+def test_labels_that_only_look_like_numbers_are_sorted_as_words():
+    assert list(label_table(TASKS["SNIPS"], ["10", "\u00b2", "2", "--5"])) == ["--5", "10", "2", "\u00b2"]
+
+
 def test_sentences_split_at_their_ends():
     assert sentences("He left. She stayed at 3.5 km! Why? because") == [
         "He left.",
         "She stayed at 3.5 km!",
         "Why? because",
     ]
+    quoted = ['He said "No."', "(It rained.)", "[Yes!] We stayed."]
+    assert sentences(" ".join(quoted)) == [*quoted[:2], "[Yes!]", "We stayed."]
 
 
 def test_segments_are_full_and_open_with_whole_sentences():
@@ -323,6 +363,13 @@ def test_segments_are_full_and_open_with_whole_sentences():
     assert ids[0].tolist() == [1, 10, 11, 12, 2, 20, 21, 2] and second[0] == 5
     assert ids[1].tolist()[:6] == [1, 20, 21, 22, 23, 2]  # the sentence that was cut opens the next segment
     assert ids[2].tolist()[1] == 30 and again == 2 + 1 + 3
+
+
+def test_a_segment_of_two_documents_has_its_boundary_between_them():
+    for seed in range(5):
+        documents = [[[10, 11], [20]], [[30], [40]], [[50], [60], [70]]]
+        ids, second, _ = fill_segments(documents, 9, 1, 2, np.random.default_rng(seed))
+        assert ids[0].tolist() == [1, 10, 11, 20, 30, 40, 2, 50, 2] and second.tolist() == [7]
 
 
 def test_masks_are_of_ordinary_tokens():

@@ -211,3 +211,9 @@ def test_labels_that_do_not_fit_the_problem_are_refused(tmp_path, vocabulary, ca
     meta.write_text(meta.read_text().replace("multi_label_classification", "ranking"))
     with pytest.raises(Exception, match="problem_type is 'ranking'; expected one of"):
         read_rows(tmp_path / "out" / "train")
+
+
+def test_words_of_conll_may_hold_other_blanks_than_columns(tmp_path):
+    (tmp_path / "x.txt").write_text("New\u00a0York  \tB-LOC\n\u00a0 O\nfilm O \n")
+    (found,) = read_sentences(tmp_path / "x.txt")
+    assert found.text == "New\u00a0York \u00a0 film" and found.label == "B-LOC O O"

@@ -201,6 +201,11 @@ def test_pieces_of_words_and_words_of_pieces(tiny_encoder):
     assert byte_level.id_to_token(great) == "\u0120great"
     rest = byte_level.token_to_id("t")
     assert pieces.words([great, rest, *pieces.of("film")]) == ["great", "film"]
+    accents = Tokenizer(models.BPE())
+    accents.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    accents.train_from_iterator(["a caf\u00e9"] * 9, trainers.BpeTrainer(show_progress=False))
+    words = augment.Pieces(accents)
+    assert words.words(words.of("caf\u00e9")) == ["caf\u00e9"]
     plain = augment.Pieces(load_tokenizer(tiny_encoder))
     special = plain.tokenizer.token_to_id("[MASK]")
     assert plain.words([special, *plain.of("film")]) == ["film"]

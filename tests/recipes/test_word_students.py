@@ -202,12 +202,18 @@ def test_mistakes_are_told(student, data, teacher, tmp_path, capsys):
     ):
         assert command("distill", *flags) == 2
         assert told in capsys.readouterr().err
+    (tmp_path / "empty.tsv").write_text("text\tlabel\n")
     for name, flags, told in (
         ("init-student", ["--student", "glove"], "no such preset"),
         (
             "init-student",
             ["--task_name", "custom", "--train_file", "x", "--output_dir", student],
             "not a model directory",
+        ),
+        (
+            "init-student",
+            ["--student", "glove-cnn", "--task_name", "custom", "--train_file", tmp_path / "empty.tsv", "--glove", "x"],
+            "no word occurs 1 times",
         ),
         ("prune", ["--model", student / "run" / "best"], "which has no encoder layers"),
         ("plot", ["--kind", "attention", "--text", "a", "--models", student / "run" / "best", teacher], "no encoder"),

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import UserError
 
 # A sentence ends at . ! or ?, with closing quotes, before white space and what may open a sentence.
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
+_SENTENCE_END = re.compile(r"(?<=[.!?])([\"')\]]*)\s+(?=[\"'(\[]*[A-Z0-9])")
 
 
 def corpus_files(paths: Sequence[str]) -> list[Path]:
@@ -92,7 +92,8 @@ def chunks(files: Sequence[Path], characters: int) -> Iterator[list[list[str]]]:
 
 def sentences(paragraph: str) -> list[str]:
     """Split a paragraph at the ends of sentences."""
-    return [part for part in _SENTENCE_END.split(paragraph) if part]
+    parts = _SENTENCE_END.split(paragraph)  # of each sentence but the last, what closes it comes by itself
+    return [body + closing for body, closing in zip(parts[::2], [*parts[1::2], ""], strict=True) if body + closing]
 
 
 def fill_segments(
@@ -108,7 +109,7 @@ def fill_segments(
         documents: of sentences of ids.
         length: of a segment, special tokens included.
         start, separator: ids of [CLS] and [SEP].
-        generator: places the boundary between A and B among the sentence ends.
+        generator: places the boundary between A and B among the sentence ends, in segments of one document.
 
     Returns:
         (N, length) int32 ids, (N,) int32 where B begins, and the number of tokens read twice because a segment opens
@@ -117,7 +118,7 @@ def fill_segments(
     room = length - 3
     rows, seconds, again = [], [], 0
     pieces: list[Sequence[int]] = []
-    size = 0
+    size = carried = 0  # tokens, and pieces that are of earlier documents
     for document in documents:
         for sentence in document:
             sentence = list(sentence)
@@ -126,28 +127,34 @@ def fill_segments(
                 size += len(pieces[-1])
                 if size < room:
                     break
-                rows.append(_join(pieces, start, separator, generator, seconds))
+                rows.append(_join(pieces, carried, start, separator, generator, seconds))
                 cut = len(pieces[-1])
                 alone = len(pieces) == 1
-                pieces, size = [], 0
+                pieces, size, carried = [], 0, 0
                 if cut == len(sentence):
                     break
                 # A sentence longer than a segment goes on where it was cut; others open the next one whole.
                 again += 0 if alone else cut
                 sentence = sentence[cut:] if alone else sentence
+        carried = len(pieces)
     ids = np.array(rows, np.int32).reshape(-1, length)
     return ids, np.array(seconds, np.int32), again
 
 
 def _join(
-    pieces: list[Sequence[int]], start: int, separator: int, generator: np.random.Generator, seconds: list[int]
+    pieces: list[Sequence[int]],
+    carried: int,
+    start: int,
+    separator: int,
+    generator: np.random.Generator,
+    seconds: list[int],
 ) -> list[int]:
-    """One row: A is the first pieces, B the rest; a single piece is halved."""
+    """One row: A is the first pieces, those of earlier documents where there are such, B the rest; a single piece is halved."""
     if len(pieces) == 1:
         middle = len(pieces[0]) // 2
         first, second = list(pieces[0][:middle]), list(pieces[0][middle:])
     else:
-        boundary = int(generator.integers(1, len(pieces)))
+        boundary = carried or int(generator.integers(1, len(pieces)))
         first = [token for piece in pieces[:boundary] for token in piece]
         second = [token for piece in pieces[boundary:] for token in piece]
     seconds.append(len(first) + 2)

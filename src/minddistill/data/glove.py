@@ -78,7 +78,7 @@ def read_vectors(path: Path, most: int = 100_000, also: Container[str] = ()) -> 
                 if len(words) >= most and not also:
                     break
                 # A word may hold blanks itself; the first line tells how many numbers there are.
-                word, *numbers = line.rstrip("\n").rsplit(" ", size or -1)
+                word, *numbers = line.rstrip(" \r\n").rsplit(" ", size or -1)
                 if number == 1 and len(numbers) == 1:
                     continue  # word2vec's text format opens with its sizes
                 if len(words) >= most and word not in also:

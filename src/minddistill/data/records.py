@@ -59,6 +59,7 @@ class Rows:
         place: the file and row that a row was read from, for messages.
         pad: id of padding.
         files: sixteen hexadecimal digits of what each file's rows say, by its name.
+        cut: rows of the files that the schema's `numRows` leaves out.
     """
 
     ids: np.ndarray
@@ -70,6 +71,7 @@ class Rows:
     place: Callable[[int], str]
     pad: int = 0
     files: dict[str, str] = field(default_factory=dict)
+    cut: int = 0
     logits: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -371,7 +373,7 @@ def read_rows(
             f"{directory / 'meta.json'}: seq_length is {meta['seq_length']}, the records have {rows.seq_length}; "
             "copy the file that belongs to them"
         )
-    rows.meta, rows.directory = meta, directory
+    rows.meta, rows.directory, rows.cut = meta, directory, len(real) - len(rows)
     for file, start, end in zip(files, [0, *places.ends], places.ends, strict=False):
         more = [values for values in (rows.label, rows.logits) if values is not None]
         columns = [rows.ids, rows.length, rows.second, *more]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ class Task:
 
     `text`, `text_pair` and `label` name columns (numbers count from 0 in files without a header). `labels` maps
     what stands in the label column to class names in the order of the logits; None takes the training data's own
-    values, sorted. `problem` tells what the labels mean; in a multi-label task a cell holds several with `separator`
+    values, sorted. `torn` says that line breaks tear some rows of the official file apart, which are left out. `problem` tells what the labels mean; in a multi-label task a cell holds several with `separator`
     between, or none. `out_of_scope` is the label of rows that belong to none of the classes: a class of its own where
     the training data has it. The first of `metrics` selects the best model. `submission` is GLUE's name of the test
     file.
@@ -41,6 +43,7 @@ class Task:
     max_length: int = 128
     files: Mapping[str, str] = field(default_factory=lambda: _SINGLE)
     headerless: tuple[str, ...] = ()
+    torn: bool = False
     submission: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -88,6 +91,7 @@ TASKS: dict[str, Task] = {
             label="is_duplicate",
             labels={"0": "not_duplicate", "1": "duplicate"},
             metrics=("accuracy", "f1"),
+            torn=True,
             submission={"test": "QQP.tsv"},
         ),
         Task("RTE", text="sentence1", text_pair="sentence2", labels=_ENTAILMENT, submission={"test": "RTE.tsv"}),
@@ -135,6 +139,7 @@ METRICS = {
 }
 LOGITS = "logits"  # the column of what a teacher says
 SHARD_ENDING = ".jsonl"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def task_named(name: str) -> Task:
@@ -215,6 +220,8 @@ def _examples(path: Path, task: Task, split: str, labelled: bool) -> Iterator[Ex
     if read is None:
         raise UserError(f"{path}: unknown kind of file; expected .tsv, .csv or .jsonl")
     header = read is _jsonl or split not in task.headerless
+    if read is _tsv and task.torn and not split.startswith("test"):  # a submission counts all rows of a test file
+        read = partial(_tsv, torn=True)
     text, label = columns_of(task, header)
     for line, row in read(path, header):
         first = _cell(path, line, row, text)
@@ -222,6 +229,10 @@ def _examples(path: Path, task: Task, split: str, labelled: bool) -> Iterator[Ex
         if not first.strip() and not (second or "").strip():
             raise UserError(f"{path}:{line}: the text is empty; expected text in column {text!r}")
         value = _cell(path, line, row, label) if labelled or label in row else None
+        if value is not None and not value.strip() and task.problem in (SINGLE, REGRESSION):
+            if labelled:
+                raise UserError(f"{path}:{line}: the label is empty; expected one in column {label!r}")
+            value = None
         if value != "-" or task.name != "MNLI":  # whose annotators came to no label
             yield Example(first, second, value, logits=row.get(LOGITS))
 
@@ -289,8 +300,9 @@ def decoded(lines: Iterable[bytes], where: str) -> Iterator[tuple[int, str]]:
         yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
 
 
-def _tsv(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]:
+def _tsv(path: Path, header: bool, torn: bool = False) -> Iterator[tuple[int, dict[str | int, str]]]:
     names: list | None = None
+    left_out = 0
     for number, line in text_lines(path):
         cells = line.split("\t")
         if names is None:
@@ -299,11 +311,18 @@ def _tsv(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]
                 continue
         if not line.strip():
             continue
+        if len(cells) != len(names) and torn:
+            left_out += 1
+            continue
         if len(cells) != len(names):
             raise UserError(
                 f"{path}:{number}: {len(cells)} tab-separated columns; expected {len(names)} as in its first line"
             )
         yield number, dict(zip(names, cells, strict=True))
+    if left_out:
+        print(
+            f"{path}: {left_out} lines left out, which are not {len(names or [])} columns (rows torn apart by line breaks)"
+        )
     if names is None:
         raise UserError(f"{path}: the file is empty; expected a header line and rows")
 
@@ -351,6 +370,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UserError(f"{path}:{number}: not valid JSON ({error}); expected one object a line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: holds {type(row).__name__}; expected a JSON object")
+        if "\\u" in line and _SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+            raise UserError(f"{path}:{number}: holds half of a surrogate pair; expected whole characters")
         yield number, row
 
 
@@ -376,7 +397,7 @@ def label_table(task: Task, raw: Iterable[str | None]) -> dict[str, str]:
     if task.problem == TOKEN:
         types = sorted({name[2:] for name in values - {"O"}})
         return {name: name for name in ("O", *(f"{part}-{kind}" for kind in types for part in "BI"))}
-    numbers = all(value.lstrip("-").isdigit() for value in values)
+    numbers = all(re.fullmatch("-?[0-9]+", value) for value in values)
     return {value: value for value in sorted(values, key=(lambda v: (int(v), v)) if numbers else None)}
 
 

@@ -13,6 +13,8 @@ from ..errors import UserError
 from ..problems import IGNORED
 from .tasks import Example, json_lines, text_lines
 
+_COLUMNS = re.compile("[ \\t]+")  # not every white space: words may hold a no-break space
+
 _CHINESE = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 # What BERT's tokenizer takes for a word: one Chinese character, a run of other letters and digits, one other sign.
 _WORD = re.compile(rf"[{_CHINESE}]|[^\W{_CHINESE}]+|[^\w\s]")
@@ -24,7 +26,7 @@ def read_sentences(path: Path, labelled: bool = True) -> Iterator[Example]:
     `.jsonl` and `.json` are CLUENER's: a line {"text": ..., "label": {type: {mention: [[first, last], ...]}}}, characters
     counted from 0, the last one included; tags are those of its words in IOB2, and of entities that overlap the longest
     has them. Others are CoNLL's: a line a word, the
-    word in the first and the tag in the last of columns between white space, an empty line after each sentence; tags are
+    word in the first and the tag in the last of columns between blanks or tabs, an empty line after each sentence; tags are
     IOB2 or IOB1, which becomes IOB2.
 
     Args:
@@ -40,7 +42,7 @@ def _conll(path: Path, labelled: bool) -> Iterator[Example]:
     words: list[str] = []
     tags: list[str] = []
     for number, line in text_lines(path):
-        cells = line.split()
+        cells = _COLUMNS.split(line.strip(" \t")) if line.strip() else []
         if cells and cells[0] != "-DOCSTART-":
             if labelled and len(cells) < 2:
                 raise UserError(f"{path}:{number}: one column; expected a word and, in the last column, its tag")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 
 from ..config import flag, parse, unusual
 from ..data import augment, records
@@ -21,7 +22,7 @@ from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
 from ..files import checksum
 from ..problems import REGRESSION, SINGLE, TOKEN
-from ..workers import worker_pool
+from ..workers import core_count, worker_pool
 from . import prepare_task
 from .resume import begin_records, model_content
 
@@ -29,6 +30,7 @@ _TEXT = "jsonl"  # the --dataset_type of text
 _ROWS_A_SHARD = 2_000  # of the original text
 _ROWS_A_CHUNK = 1_000  # whose sentences are sorted by length
 _BEGINS = "\u0120"
+_bytes = ByteLevel()
 _LENGTHS = (16, 24, 32, 48, 64, 96, 128, 256, 512)  # to which the masked-LM model's sentences are padded
 
 
@@ -113,7 +115,7 @@ def run(config: Config) -> dict[str, Any]:
     if missing:
         kinds = _words_of_kinds(config, examples)
         make = partial(_Source, config, source, task, table, tokenizer_dir, length, kinds)
-        for shard in _written(missing, make, config.workers or os.cpu_count() or 1):
+        for shard in _written(missing, make, config.workers or core_count()):
             last = shard.start + len(shard.examples)
             print(f"{config.split}: rows {shard.start + 1} to {last} of {len(examples)} augmented", flush=True)
     rows_of = text_lines if text else partial(records.tfrecord_payloads, verify=False)
@@ -201,7 +203,7 @@ def _written(shards: list[_Shard], make: Callable[[], _Source], workers: int) ->
             yield shard
         return
     count = min(workers, len(shards))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(core_count() // count, 1)))
     with worker_pool(count, "spawn") as pool:
         for shard, _ in zip(shards, pool.map(partial(_write, make), shards), strict=True):
             yield shard
@@ -426,7 +428,8 @@ class Pieces:
         """The words among some ids: without pieces that continue a word, and special ones."""
         pieces = [self.tokenizer.id_to_token(int(number)) or "" for number in ids]
         if self.byte_level:
-            pieces = [piece.removeprefix(_BEGINS) for piece in pieces if piece.startswith(_BEGINS)]
+            pieces = [_bytes.decode([piece]).strip() for piece in pieces if piece.startswith(_BEGINS)]
+            pieces = [piece for piece in pieces if "\ufffd" not in piece]  # it ended inside a character
         return [piece for piece in pieces if piece and piece[0] not in "[<" and not piece.startswith("##")]
 
 

@@ -48,6 +48,10 @@ def run(config: Config) -> Path:
     source = files[config.split]
     counts = count_words(read_examples(source, task, config.split, labelled=False))
     frequent = [word for word, count in sorted(counts.items(), key=_rank) if count >= config.min_count]
+    if not frequent:
+        raise UserError(
+            f"{source}: no word occurs {config.min_count} times; expected more text, or a smaller --min_count"
+        )
     vectors = _vectors(config, set(frequent))
     words = [word for word in dict.fromkeys((*frequent, *vectors.words)) if word not in SPECIAL_WORDS]
     table = word_table(words, vectors, config.seed)

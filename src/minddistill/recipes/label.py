@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import pipeline
-from ..config import flag, parse
+from ..config import flag, parse, unusual
 from ..data import records
 from ..data.tasks import (
     LOGITS,
@@ -104,7 +104,9 @@ def _source(config: Config) -> tuple[Task, Path, str]:
         UserError: the flags name no text, or two.
     """
     if config.text_file:
-        given = [name for name in ("data_dir", "train_file", "dev_file", "test_file") if getattr(config, name)]
+        given = [
+            name for name in ("data_dir", "train_file", "dev_file", "test_file", "split") if name in unusual(config)
+        ]
         if given:
             raise UserError(f"--text_file {config.text_file}: --{given[0]} is given too; expected one of both")
         return prepare_task.task_of(config), Path(config.text_file), "text"

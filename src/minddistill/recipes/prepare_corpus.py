@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,12 +19,12 @@ from ..data.corpus import chunks, corpus_files, fill_segments, mask_tokens, sent
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
 from ..files import checksum, model_path, read_json, require_directory, whole_file, write_json
-from ..workers import worker_pool
+from ..workers import core_count, worker_pool
 from .resume import begin_records
 
 _CHUNK_CHARACTERS = 1_000_000
 _ROWS_A_SHARD = 50_000
-_MOST_MASKED = 20
+_LEAST_MASKED = 20  # places for masked tokens in a row, as the zoo's records have them
 
 
 @dataclass
@@ -60,26 +61,26 @@ def run(config: Config) -> dict:
     out = Path(config.output_dir)
     plan = {key: value for key, value in asdict(config).items() if key not in ("workers", "output_dir")}
     plan |= {"tokenizer": fingerprint(tokenizer), "input": {str(file): checksum(file) for file in files}}
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or core_count()
     meta, begun_with = begin_records(out, plan, workers)
     if meta:
         print(f"{out}: finished before, {meta['rows']} rows")
         return meta
     with worker_pool(workers) as pool:
-        counts, again = _tokenize(pool, files, config, directory, out / records.WORK)
+        counts, again = _tokenize(pool, 2 * workers, files, config, directory, out / records.WORK)
         shards = max(-(-sum(counts) // _ROWS_A_SHARD), min(begun_with, sum(counts)))
         return _write_shards(pool, counts, shards, config, directory, out, plan, again)
 
 
 def _tokenize(
-    pool: ProcessPoolExecutor, files: list[Path], config: Config, directory: Path, work: Path
+    pool: ProcessPoolExecutor, most: int, files: list[Path], config: Config, directory: Path, work: Path
 ) -> tuple[list[int], int]:
     """Chunk files `chunk_N.npy`; returns their numbers of rows, and the tokens that segments repeat."""
     jobs: list[Future] = []
     for index, group in enumerate(chunks(files, _CHUNK_CHARACTERS)):
         jobs.append(pool.submit(_chunk, index, group, config.max_seq_length, config.seed, directory, work))
-        if len(jobs) > 2 * (config.workers or os.cpu_count() or 1):
-            jobs[-1 - 2 * (config.workers or os.cpu_count() or 1)].result()  # bounds what waits in memory
+        if len(jobs) > most:
+            jobs[-1 - most].result()  # bounds what waits in memory
     found = [job.result() for job in jobs]
     if not sum(rows for rows, _ in found):
         raise UserError(f"{files[0]}: less text than one segment of {config.max_seq_length} tokens; give more text")
@@ -123,8 +124,9 @@ def _write_shards(
     length = config.max_seq_length
     extra = {}
     if config.masked_lm_prob:
-        extra = {name: ("int64", _MOST_MASKED) for name in ("masked_lm_positions", "masked_lm_ids")}
-        extra["masked_lm_weights"] = ("float32", _MOST_MASKED)
+        most = max(_LEAST_MASKED, math.ceil(length * config.masked_lm_prob))
+        extra = {name: ("int64", most) for name in ("masked_lm_positions", "masked_lm_ids")}
+        extra["masked_lm_weights"] = ("float32", most)
     table = records.schema(length, total, None, extra)
     make = partial(
         _shard,
@@ -181,9 +183,8 @@ def _shard(
             masked: dict = {}
             if config.masked_lm_prob:
                 mask, vocabulary = special_id(tokenizer, "[MASK]", "<mask>"), tokenizer.get_vocab_size()
-                ids, *found = mask_tokens(
-                    ids, special, config.masked_lm_prob, _MOST_MASKED, mask, vocabulary, generator
-                )
+                (most,) = columns["masked_lm_ids"]["shape"]
+                ids, *found = mask_tokens(ids, special, config.masked_lm_prob, most, mask, vocabulary, generator)
                 names = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
                 masked = {name: value.tolist() for name, value in zip(names, found, strict=True)}
             yield records.padded(ids.tolist(), second, len(ids), 0) | masked

@@ -33,7 +33,7 @@ from ..errors import UserError
 from ..evaluation import metrics
 from ..files import checksum, model_path, require_directory
 from ..problems import MULTI, REGRESSION, SEPARATOR, SINGLE, TOKEN
-from ..workers import worker_pool
+from ..workers import core_count, worker_pool
 from .resume import begin_records
 
 _ROWS_A_SHARD = 20_000
@@ -231,6 +231,8 @@ def task_of(config: TextFlags) -> Task:
     else:
         task = task_named(config.task_name)
     if config.labels:
+        if task.problem == REGRESSION:
+            raise UserError(f"--labels {config.labels}: not of {REGRESSION}, whose labels are numbers")
         names = [name.strip() for name in config.labels.split(",")]
         if not all(names):
             raise UserError(f"--labels {config.labels}: an empty name; expected classes with one comma between")
@@ -286,8 +288,6 @@ def _check_flags(config: TextFlags) -> None:
     for name, problems in _READ.items():
         if name in given and config.problem_type not in problems:
             raise UserError(f"--{name} {given[name]}: not of {config.problem_type}; it is for {', '.join(problems)}")
-    if config.problem_type == REGRESSION and config.labels:
-        raise UserError(f"--labels {config.labels}: not of {REGRESSION}, whose labels are numbers")
     for name in ("in_scope_accuracy", "out_of_scope_recall"):
         if name in config.metrics and not config.out_of_scope:
             raise UserError(f"--metrics {name}: needs --out_of_scope, the label of rows that belong to no class")
@@ -305,7 +305,7 @@ def _write_split(
     tokenizer_dir: Path,
     config: Config,
 ) -> None:
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or core_count()
     unused = ("workers", "output_dir", "data_dir", "train_file", "dev_file", "test_file")
     plan = {name: value for name, value in asdict(config).items() if name not in unused}
     plan |= {"tokenizer": meta["tokenizer"], "max_seq_length": meta["seq_length"], "labels": meta["raw_labels"]}
