@@ -2,13 +2,18 @@
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from small import command
 
 from minddistill.bench import measure
 from minddistill.errors import UserError
+from minddistill.export.session import Session, describe
+from minddistill.models import store
 
+UNKNOWN = {"tokenizer_from": None, "command": "test", "parents": {}, "data": {}, "metrics": {}}
 BATCH = {name: np.full((2, 3), index, np.int32) for index, name in enumerate(measure.INPUTS, 1)}
 
 
@@ -74,3 +79,18 @@ def test_percentiles_are_in_milliseconds():
     assert found == pytest.approx(
         {"mean_ms": 51, "std_ms": 29.3002, "p50_ms": 51, "p95_ms": 96, "p99_ms": 100}, rel=1e-4
     )
+
+
+def test_an_onnx_models_process_does_without_mindspore(tmp_path, tiny_encoder):
+    """Its memory is its own, and one of MindSpore's models sets its threads before MindSpore reads them."""
+    pytest.importorskip("onnxruntime")
+    weights = store.read_weights(tiny_encoder)
+    weights = store.Weights(weights.config.with_(labels=("no", "yes")), weights.values, weights.source)
+    store.save(tmp_path / "model", store.build(weights, seed=1, may_miss=("classifier.", "pooler.")), **UNKNOWN)
+    assert command("export", "--model", tmp_path / "model", "--output_dir", tmp_path / "onnx") == 0
+    paths = {"onnx": str(tmp_path / "onnx"), "mindspore": str(tmp_path / "model")}
+    with measure.subjects(paths, Session.open, describe, 1) as opened:
+        kinds = {name: facts.kind for name, (_, facts) in opened.items()}
+        maps = {name: Path(f"/proc/{subject.process.pid}/maps").read_text() for name, (subject, _) in opened.items()}
+    assert kinds == {"onnx": "onnx", "mindspore": "mindspore"}
+    assert {name: "libmindspore" in text for name, text in maps.items()} == {"onnx": False, "mindspore": True}

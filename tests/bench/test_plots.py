@@ -62,3 +62,15 @@ def test_sparsity_has_a_row_a_kind_and_a_column_a_layer():
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["query", "classifier"]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["-", "0", "1"]
     assert sorted(text.get_text() for text in axes.texts) == ["0", "25", "50"]
+
+
+def test_a_run_whose_losses_are_all_broken_is_drawn():
+    found = plots.curves([row("train", step, loss=float("nan"), learning_rate=1e-4) for step in (20, 40)])
+    assert list(found) == ["Loss", "Learning rate"]
+
+
+def test_tokens_are_no_formulas_and_maps_are_pictures(tmp_path):
+    weights = [np.full((3, 3), 1 / 3)]
+    plots.save(plots.attention_maps(["$$", "$x$", "_"], weights, weights, [1], "t"), tmp_path, "attention")
+    text = (tmp_path / "attention.svg").read_text()
+    assert "$x$" in text and text.count("<image") == 3  # two maps and the bar of colours

@@ -102,9 +102,18 @@ def test_a_browser_shows_it(page, browser, width, scheme):
     assert column(3) == ["50.0%", "25.0%", "–"]
     heads.nth(0).click()
     assert column(1)[1:] == ["a great film", "bad film"]
+    assert view.locator(".search").is_visible()
     view.locator("input[type=search]").fill("FILM great")
     assert view.locator(".sortable tbody tr:visible").count() == 1
     assert view.locator("output").inner_text() == "1 of 3 rows"
     assert view.evaluate("window.broken") is None
     assert said == []
+    context.close()
+
+
+def test_without_scripts_nothing_is_shown_that_does_nothing(page, browser):
+    context = browser.new_context(java_script_enabled=False)
+    view = context.new_page()
+    view.goto(page.as_uri())
+    assert view.locator(".search").is_hidden() and view.locator(".sortable tbody tr").first.is_visible()
     context.close()

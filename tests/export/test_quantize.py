@@ -1,9 +1,11 @@
 """Int8 graphs: what is int8 in them, what stays float, and what it costs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from small import command
 
 from minddistill.data.records import read_rows
@@ -12,6 +14,7 @@ from minddistill.export.session import Session
 from minddistill.models import store
 from minddistill.models.fake_quant import simulate
 from minddistill.models.heads import predict_function
+from minddistill.recipes import common
 from minddistill.recipes.quantize import calibration_batches
 
 onnx = pytest.importorskip("onnx")
@@ -191,3 +194,65 @@ def test_mistakes_are_named(exported, data, tmp_path, capsys):
     flags = ["--model", tmp_path / "int8", "--output_dir", tmp_path / "twice"]
     assert command("quantize", *flags) == 2
     assert "not a float32 graph" in capsys.readouterr().err
+
+
+def relabelled(source, target, names) -> None:
+    """A copy of an exported model whose outputs have other names."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    config["id2label"] = {str(index): name for index, name in enumerate(names)}
+    config.pop("label2id", None)
+    (target / "config.json").write_text(json.dumps(config))
+
+
+def test_outputs_are_measured_by_their_names(exported, data, tmp_path, capsys):
+    accuracies = []
+    for number, names in enumerate((["no", "yes"], ["LABEL_0", "LABEL_1"], ["YES", "NO"])):
+        relabelled(exported, tmp_path / f"model{number}", names)
+        out = tmp_path / f"int8{number}"
+        flags = ["--model", tmp_path / f"model{number}", "--eval_data_dir", data / "dev", "--output_dir", out]
+        assert command("quantize", *flags) == 0
+        accuracies.append(json.loads((out / "minddistill.json").read_text())["metrics_float32"]["accuracy"])
+    assert accuracies[0] == accuracies[1] == pytest.approx(1 - accuracies[2])
+    relabelled(exported, tmp_path / "other", ["red", "blue"])
+    flags = ["--model", tmp_path / "other", "--eval_data_dir", data / "dev", "--output_dir", tmp_path / "x"]
+    assert command("quantize", *flags) == 2
+    assert "the model: trained on the labels red, blue" in capsys.readouterr().err
+
+
+def test_the_model_itself_is_not_replaced_and_its_parameters_are_counted(exported, teacher, tmp_path, capsys):
+    shutil.copytree(exported, tmp_path / "onnx")
+    assert command("quantize", "--model", tmp_path / "onnx", "--output_dir", tmp_path / "onnx") == 2
+    assert "is --model, which would be lost" in capsys.readouterr().err
+    (tmp_path / "onnx" / "minddistill.json").unlink()
+    assert command("quantize", "--model", tmp_path / "onnx", "--output_dir", tmp_path / "int8") == 0
+    counted = json.loads((tmp_path / "int8" / "minddistill.json").read_text())["parameters"]
+    assert counted == json.loads((teacher / "minddistill.json").read_text())["parameters"]
+
+
+@pytest.mark.parametrize("name", ["export", "quantize"])
+def test_weights_that_lack_one_are_refused(teacher, tmp_path, capsys, name):
+    shutil.copytree(teacher, tmp_path / "model")
+    (tmp_path / "model" / "minddistill.json").unlink()
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    del tensors["bert.pooler.dense.weight"]
+    save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    assert command(name, "--model", tmp_path / "model", "--output_dir", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "pooler.weight" in error and error.count("\n") == 1
+
+
+def test_qat_refuses_a_student_whose_labels_are_in_another_order(teacher, data, tmp_path, capsys):
+    relabelled(teacher, tmp_path / "student", ["yes", "no"])
+    flags = qat_flags(teacher, data, tmp_path / "int8")
+    flags[1] = tmp_path / "student"
+    assert command("quantize", *flags) == 2
+    error = capsys.readouterr().err
+    assert "its labels are yes, no, those of" in error and error.count("\n") == 1
+
+
+def test_weights_of_a_graph_are_those_of_the_model(exported, teacher):
+    mine, theirs = common.arrays(exported), common.arrays(teacher)
+    for path in ("encoder.layers.0.query.weight", "encoder.layers.1.query.bias", "encoder.layers.0.key.weight"):
+        found = mine[path].T if mine[path].ndim > 1 else mine[path]
+        np.testing.assert_allclose(found, theirs[path], rtol=1e-6)

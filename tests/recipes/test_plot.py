@@ -49,5 +49,6 @@ def test_names_are_the_shortest_that_differ():
     assert short_names(["runs/a", "b"]) == ["a", "b"]
     assert short_names(["runs/teacher/best", "runs/student/best"]) == ["teacher", "student"]
     assert short_names(["a/x/best", "b/x/best", "b/y/best"]) == ["a/x", "b/x", "b/y"]
+    assert short_names(["onnx", "runs/onnx"]) == ["onnx", "runs/onnx"]
     with pytest.raises(UserError, match="one of them twice"):
         short_names(["a/b", "a/b/"])

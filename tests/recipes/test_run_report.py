@@ -3,15 +3,18 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from small import command
 
 from minddistill.data.records import read_rows
+from minddistill.data.tokenizer import load_tokenizer
 from minddistill.evaluation.evaluate import Truth, read_predictions
 from minddistill.models.store import read_weights
-from minddistill.problems import REGRESSION
+from minddistill.problems import IGNORED, REGRESSION, SINGLE, TOKEN
 from minddistill.recipes.common import truth_of
 from minddistill.recipes.comparison import compare
 
@@ -82,3 +85,47 @@ def test_a_report_is_written_anew_of_what_is_there(teacher, tmp_path, capsys):
     (run / "metrics.jsonl").unlink()
     assert command("report", "--run_dir", run) == 2
     assert "no metrics.jsonl in it; expected a run directory" in capsys.readouterr().err
+
+
+def test_predictions_of_other_rows_are_left_out(teacher, data, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "dev"
+    shutil.copytree(teacher.parent, run)
+    shutil.copytree(data / "test", other)  # fewer rows
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"eval_data_dir": str(other)}))
+    assert command("report", "--run_dir", run) == 0
+    page = (run / "report.html").read_text()
+    assert f"Left out: {other} holds other rows now" in page and "Confusion" not in page
+
+
+def test_many_classes_have_a_table_of_their_commonest_confusions(dev, teacher):
+    names = [f"intent {index}" for index in range(30)]
+    truth = Truth(np.arange(50) % 30, SINGLE, names)
+    found = np.eye(30, dtype=np.float32)[truth.labels]
+    found[[0, 30]] = np.eye(30, dtype=np.float32)[7]  # both rows of class 0
+    found[5] = np.eye(30, dtype=np.float32)[6]
+    confusion, _ = compare(dev, truth, teacher, {"model": found})
+    assert not confusion.confusions and "between 30 classes" in confusion.note
+    rows = [["model", "intent 0", "intent 7", 2], ["model", "intent 5", "intent 6", 1]]
+    assert confusion.table.rows == rows
+
+
+def test_examples_show_unknown_words_and_where_the_second_text_begins(dev, teacher, tmp_path):
+    tokenizer = load_tokenizer(teacher)
+    encoded = tokenizer.encode("a xyzzy film", "not good")
+    ids = np.array([encoded.ids])
+    for second in (encoded.ids.index(3) + 1, len(encoded.ids)):  # with segments, and of a family that has none
+        rows = replace(dev, ids=ids, length=np.array([ids.shape[1]]), second=np.array([second]), label=np.array([0]))
+        truth = Truth(np.array([0]), SINGLE, ["no", "yes"])
+        _, mistakes = compare(rows, truth, teacher, {"model": np.array([[0.0, 1.0]])})
+        assert mistakes.table.rows[0][1] == "a [UNK] film  \u2016  not good"
+
+
+def test_mistakes_of_a_token_task_are_numbered_by_row(dev, teacher):
+    label = np.full((2, dev.seq_length), IGNORED, np.int32)
+    label[0, 1:3], label[1, 1] = [0, 1], 1
+    rows = replace(dev.take(np.arange(2)), label=label, meta={"problem_type": TOKEN})
+    truth = Truth(np.array([0, 1, 1]), TOKEN, ["O", "B-X"], sentence=np.array([0, 0, 1]))
+    found = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    mistakes = compare(rows, truth, teacher, {"model": found})[-1]
+    assert mistakes.note == "1 of 3 words." and mistakes.table.rows[0][0] == 1

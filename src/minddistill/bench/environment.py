@@ -8,6 +8,8 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ..workers import core_count
+
 _PACKAGES = ("mindspore", "numpy", "tokenizers", "safetensors", "onnx", "onnxruntime")
 
 
@@ -15,9 +17,7 @@ def environment() -> dict[str, str]:
     """Names and values: processor, cores, memory, system, Python, and the packages that figures depend on."""
     found = {
         "Processor": _processor(),
-        "Cores of this process": str(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        ),
+        "Cores of this process": str(core_count()),
         "Memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
         "System": platform.platform(terse=True),
         "Python": platform.python_version(),

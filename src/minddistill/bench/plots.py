@@ -142,7 +142,7 @@ def _over_steps(
     if not drawn:
         return None
     values = np.concatenate(drawn)
-    if smooth and values.min() > 0 and values.max() > 30 * values.min():
+    if smooth and values.size and values.min() > 0 and values.max() > 30 * values.min():
         axes.set_yscale("log")
     if len(drawn) > 1 or names[0].startswith("dev_"):
         axes.legend()
@@ -334,12 +334,12 @@ def attention_maps(
         (("teacher", teacher, layers), ("student", student, range(len(layers))))
     ):
         for axes, weights, layer in zip(panels[row], maps, numbers, strict=True):
-            mesh = axes.pcolormesh(weights, cmap="Blues", vmin=0, vmax=top)
+            mesh = axes.pcolormesh(weights, cmap="Blues", vmin=0, vmax=top, rasterized=True)
             axes.set_title(f"{name}, layer {layer}")
             axes.grid(False)
             axes.set_aspect("equal")
-            axes.set_xticks(places, tokens, rotation=90, fontsize=7)
-            axes.set_yticks(places, tokens, fontsize=7)
+            axes.set_xticks(places, tokens, rotation=90, fontsize=7, parse_math=False)
+            axes.set_yticks(places, tokens, fontsize=7, parse_math=False)
     panels[0, 0].invert_yaxis()
     figure.suptitle(title, fontsize=10)
     figure.colorbar(mesh, ax=panels, label="attention", shrink=0.6)

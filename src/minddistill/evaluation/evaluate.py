@@ -123,6 +123,11 @@ def read_predictions(path: Path) -> np.ndarray:
     return np.array([line.rsplit("\t", 1)[1].split(" ") for line in lines], np.float32)
 
 
+def read_labels(path: Path) -> list[str]:
+    """The true labels (N,) in a file of `write_predictions`, empty where there were none."""
+    return [line.split("\t")[3] for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+
+
 def write_submission(path: Path, logits: np.ndarray, regression: bool, raw: Sequence[str]) -> None:
     """A GLUE test file: index and prediction, classes under the names that GLUE wants (`raw`)."""
     if regression:

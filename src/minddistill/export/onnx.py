@@ -166,7 +166,7 @@ class Builder:
         graph = self.graph
         if first_only:
             distances = graph.node("Slice", distances, graph.constant([0]), graph.constant([1]), graph.constant([0]))
-        vectors = graph.node("Gather", graph.constant(self.values[path], path), distances)
+        vectors = graph.node("Gather", graph.constant(self.values[path], path), distances, name=f"{path}_rows")
         return graph.node("Add", x, graph.node("Einsum", other, vectors, equation=equation))
 
     def first(self, x: str) -> str:

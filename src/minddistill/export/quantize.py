@@ -36,7 +36,7 @@ def dynamic(source: Path, target: Path, keep_float: Sequence[str] = ()) -> None:
     Raises:
         UserError: onnxruntime is missing, the graph is not in float32, or a name is no layer's.
     """
-    tool = need("onnxruntime.quantization", "deploy")
+    tool = _tool()
     with _quietly():
         tool.quantize_dynamic(
             source,
@@ -62,7 +62,7 @@ def static(
     Raises:
         UserError: as `dynamic`.
     """
-    tool = need("onnxruntime.quantization", "deploy")
+    tool = _tool()
     options = {
         # Batches differ in length: each is collected by itself.
         "CalibStridedMinMax": 1,
@@ -156,6 +156,12 @@ def refill(graph: Path, source: Path, target: Path) -> None:
                 value = _grid(arrays[f"{path}_scale"], zero).quantised(value).astype(zero.dtype)
             tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
     onnx.save(model, target)
+
+
+def _tool() -> Any:
+    """ONNX Runtime's quantiser, which needs the package onnx."""
+    need("onnx", "deploy")
+    return need("onnxruntime.quantization", "deploy")
 
 
 def _reader(tool: Any, source: Path, batches: Sequence[Batch]) -> Any:

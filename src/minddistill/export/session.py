@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,24 @@ class Session:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Texts as the three inputs of `predict`, (B, S) int64, padded to the longest of them."""
         return self.padded(self.tokens(texts, pairs, max_length))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What can be told of a session to another process."""
+
+    kind: str
+    config: ModelConfig | WordConfig
+    directory: Path
+
+
+def describe(session: Session) -> Facts:
+    """What another process may want to know of an opened model.
+
+    Here and not beside what asks for it: the model's process imports this module, and MindSpore only once its number of
+    threads is set.
+    """
+    return Facts(session.kind, session.config, session.directory)
 
 
 def read_config(directory: Path) -> ModelConfig | WordConfig:

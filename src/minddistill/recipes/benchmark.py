@@ -21,9 +21,8 @@ from ..data.loader import Loader, PlannedBatch, choose_buckets
 from ..data.records import Rows
 from ..errors import UserError
 from ..evaluation.evaluate import predict
-from ..export.session import Session
+from ..export.session import Facts, Session, describe
 from ..files import model_path, write_text
-from ..models.config import ModelConfig
 from . import common
 
 _ACCURACY_BATCH = 32
@@ -50,15 +49,6 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a model's process tells of it."""
-
-    kind: str
-    config: ModelConfig
-    directory: Path
-
-
-@dataclass(frozen=True)
 class Result:
     """A row of `benchmark.jsonl`.
 
@@ -79,11 +69,6 @@ class Result:
     latency: dict[str, float]
     throughput: dict[int, float]
     peak_megabytes: float
-
-
-def describe(session: Session) -> Facts:
-    """What the benchmark needs to know of an opened model."""
-    return Facts(session.kind, session.config, session.directory)
 
 
 def run(config: Config) -> list[Result]:
@@ -131,7 +116,7 @@ def _measured(
             path=paths[name],
             kind=facts.kind,
             metrics=quality[name],
-            parameters=sum(value.size for value in common.arrays(facts.directory).values()),
+            parameters=sum(value.size for value in common.arrays(model_path(paths[name])).values()),
             megabytes=common.megabytes(Path(paths[name])),
             latency=measure.latency(seconds[name]),
             throughput=speed[name],
@@ -177,11 +162,8 @@ def _rows(config: Config, facts: Facts) -> Rows:
 def _metrics(subject: measure.Subject, facts: Facts, rows: Rows) -> dict[str, float]:
     buckets = choose_buckets(rows.length, rows.seq_length, most=3)
     logits = predict(subject.predict, Loader(rows, _ACCURACY_BATCH, buckets=buckets, shuffle=False))
-    labels = rows.meta.get("labels", [])
-    if labels and not facts.config.regression:
-        order = common.label_order(facts.config.labels, labels, subject.name, rows.directory)
-        logits = logits if order is None else logits[:, order]
-    return common.scored(rows, facts.config, logits)
+    order = common.outputs_of(facts.config, rows, subject.name)
+    return common.scored(rows, facts.config, logits if order is None else logits[:, order])
 
 
 def typical(rows: Rows, size: int, length: int = 0) -> dict[str, np.ndarray]:

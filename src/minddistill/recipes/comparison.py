@@ -20,6 +20,8 @@ from ..models.config import ModelConfig
 from ..problems import MULTI, REGRESSION
 
 _MOST_EXAMPLES = 300
+_MOST_CLASSES = 25  # of a confusion matrix
+_MOST_MISTAKES = 100  # of a model, where there are more classes
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,14 @@ class Measured:
     metrics: Mapping[str, float]
 
 
-def measured(name: str, path: str, found: Mapping[str, float]) -> Measured:
-    """Read what a model directory or file says of itself; one that is gone is only named."""
+def measured(name: str, path: str, found: Mapping[str, float], heads: int = 12) -> Measured:
+    """Read what a model directory or file says of itself; one that is gone is only named.
+
+    Args:
+        heads: attention heads, of a file without `config.json`.
+    """
     try:
-        weights = store.read_weights(path)
+        weights = store.read_weights(path, heads)
     except UserError:
         return Measured(name, path, None, None, None, found)
     if weights.outline:
@@ -132,10 +138,25 @@ def compare(
 
 def _confusion(truth: Truth, found: Mapping[str, np.ndarray]) -> Section:
     labels, classes = truth.labels.astype(int), range(len(truth.names))
+    if len(classes) > _MOST_CLASSES:
+        return _common_mistakes(truth.names, labels, found)
     confusions = [
         Confusion(name, truth.names, confusion_matrix(labels, values, labels=classes)) for name, values in found.items()
     ]
     return Section("Confusion", confusions=confusions)
+
+
+def _common_mistakes(names: Sequence[str], labels: np.ndarray, found: Mapping[str, np.ndarray]) -> Section:
+    """What is taken for what most often, where a matrix of all classes would be too large to read."""
+    rows = []
+    for model, values in found.items():
+        wrong = values != labels
+        pairs, counts = np.unique(np.stack([labels[wrong], values[wrong]]), axis=1, return_counts=True)
+        for place in np.argsort(-counts, kind="stable")[:_MOST_MISTAKES]:
+            rows.append([model, *(names[int(index)] for index in pairs[:, place]), int(counts[place])])
+    columns = [Column("model"), Column("true"), Column("predicted"), Column("rows", ",d")]
+    note = f"The commonest of the confusions between {len(names)} classes."
+    return Section("Confusion", note, table=Table(columns, rows, searchable=True) if rows else None)
 
 
 def _by_label(truth: Truth, found: Mapping[str, np.ndarray]) -> Section:
@@ -161,13 +182,23 @@ class _Texts:
             self.tokenizer = load_tokenizer(tokenizer)
         except UserError:
             self.tokenizer = None
+            return
+        special = {
+            number: token.content
+            for number, token in self.tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+        self.hidden = {number for number, content in special.items() if content not in ("[UNK]", "<unk>")}
+        self.ends = {number for number, content in special.items() if content in ("[SEP]", "</s>")}
 
     def __call__(self, number: int) -> str:
         if self.tokenizer is None:
             return ""
         row, word = (number, "") if self.words is None else self._word(number)
         ids, second, end = self.rows.ids[row].tolist(), int(self.rows.second[row]), int(self.rows.length[row])
-        parts = (word, *(self.tokenizer.decode(part) for part in (ids[:second], ids[second:end])))
+        if second >= end:  # a family without segments
+            second = next((place + 1 for place, number in enumerate(ids[:end]) if number in self.ends), end)
+        parts = (word, *(self._decoded(part) for part in (ids[:second], ids[second:end])))
         return "  ‖  ".join(part.strip() for part in parts if part.strip())
 
     def _word(self, number: int) -> tuple[int, str]:
@@ -175,7 +206,20 @@ class _Texts:
         row, start = self.words[number]
         later = self.words[(self.words[:, 0] == row) & (self.words[:, 1] > start), 1]
         end = later[0] if len(later) else self.rows.length[row]
-        return int(row), self.tokenizer.decode(self.rows.ids[row, start:end].tolist())
+        return int(row), self._decoded(self.rows.ids[row, start:end].tolist())
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        """The text of some ids; unknown words are shown, as they may be why a model is wrong."""
+        return self.tokenizer.decode([number for number in ids if number not in self.hidden], skip_special_tokens=False)
+
+    def row(self, number: int) -> int:
+        """The row of the records, of a row or word."""
+        return int(number) if self.words is None else int(self.words[number][0])
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return "rows" if self.words is None else "words"
 
 
 def _examples(
@@ -190,17 +234,17 @@ def _examples(
         chosen = np.flatnonzero(found[first] != found[last])
         title = f"Where {' and '.join(found)} differ"
         right = ", ".join(f"{name} right in {(values == labels)[chosen].sum()}" for name, values in found.items())
-        note = f"{len(chosen)} of {len(labels)} rows; {right}."
+        note = f"{len(chosen)} of {len(labels)} {texts.unit}; {right}."
     else:
         chosen = np.flatnonzero(found[last] != labels)
-        title, note = "Mistakes", f"{len(chosen)} of {len(labels)} rows."
+        title, note = "Mistakes", f"{len(chosen)} of {len(labels)} {texts.unit}."
     shown = chosen[np.argsort(-sure[last][chosen], kind="stable")][:_MOST_EXAMPLES]
     if len(shown) < len(chosen):
         note += f" The {len(shown)} that the {last} is surest of are shown."
     columns = [Column("row", "d"), Column("text", wide=True), Column("label")]
     columns += [column for name in found for column in (Column(name), Column(f"{name} p", ".3f"))]
     rows = [
-        [int(row), texts(row), str(labels[row])]
+        [texts.row(row), texts(row), str(labels[row])]
         + [cell for name in found for cell in (str(found[name][row]), float(sure[name][row]))]
         for row in shown
     ]

@@ -89,7 +89,8 @@ def _opened(config: Config) -> tuple[store.Weights, Session | None]:
             f"--device_target {config.device_target}: {path / ONNX_FILE} is measured on the CPU; leave the flag out"
         )
     session = Session.open(path)
-    return store.Weights(session.config, {}, path, outline=str(checksum(path / ONNX_FILE))), session
+    content = "-".join(str(checksum(path / name)) for name in (ONNX_FILE, "config.json"))
+    return store.Weights(session.config, {}, path, outline=content), session
 
 
 def _measure(
@@ -132,7 +133,7 @@ def _metrics(config: Config, weights: store.Weights, session: Session | None, ro
     evaluator = common.Evaluator(model, rows, buckets, config.threshold)
     logits = evaluator.logits()
     found = evaluator.metrics(logits)
-    print(f"{directory}: {len(rows)} rows, {_shown(found)}")
+    print(f"{directory}: {len(rows)} rows{common.left_out(rows)}, {_shown(found)}")
     if config.output_dir:
         out = Path(config.output_dir)
         evaluator.write(_predictions(config, rows))
@@ -167,7 +168,7 @@ def _report(config: Config, weights: store.Weights, measured: Sequence[tuple[Row
     shape, scores = weights.config, measured[0][1]
     columns = [Column("records"), Column("rows", ",d"), *(Column(name, ".4f") for name in scores)]
     table = Table(columns, [[rows.directory.name, len(rows), *found.values()] for rows, found in measured])
-    model = comparison.measured("model", str(weights.source), scores)
+    model = comparison.measured("model", str(weights.source), scores, config.num_attention_heads)
     if weights.outline:
         size = sum(value.size for value in common.arrays(weights.directory).values())
         model = replace(model, config=shape, parameters=size, megabytes=common.megabytes(weights.source))

@@ -36,6 +36,7 @@ def run(config: Config) -> Path:
     runtime.start()
     weights = store.read_weights(config.model, config.num_attention_heads)
     weights.config.require_classifier(config.model)
+    store.build(weights)  # which sees that all are there, of the right shapes, and numbers
     parameters = {
         "parameters": sum(value.size for path, value in weights.values.items() if not path.startswith("mlm."))
     }

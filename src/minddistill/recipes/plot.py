@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .. import runtime
 from ..bench import plots
-from ..config import flag, parse
+from ..config import flag, parse, unusual
 from ..data.tokenizer import load_tokenizer
 from ..distill.layer_map import layer_map
 from ..errors import UserError
@@ -22,6 +22,14 @@ from ..models import store
 from ..models.heads import outputs_function
 from ..train.log import read_metrics
 from . import common
+
+# The flags that each kind of figure reads.
+_READ = {
+    "curves": ("run_dir",),
+    "weights": ("models",),
+    "sparsity": ("models",),
+    "attention": ("models", "text", "layer_map", "head"),
+}
 
 
 @dataclass
@@ -47,6 +55,9 @@ def run(config: Config) -> list[Path]:
     Raises:
         UserError: a flag that the kind needs is missing, or what it names cannot be drawn.
     """
+    for name, value in unusual(config).items():
+        if name not in ("kind", "output_dir", *_READ[config.kind]):
+            raise UserError(f"--{name} {value}: has no part in --kind {config.kind}; leave it out")
     out, paths = Path(config.output_dir), []
     for title, figure in _KINDS[config.kind](config).items():
         paths += plots.save(figure, out, title.lower().replace(" ", "_"))

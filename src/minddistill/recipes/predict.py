@@ -109,6 +109,9 @@ def _told(values: Any, labels: Sequence[str], problem: str, threshold: float) ->
 
 def _texts(config: Config) -> Iterator[Text]:
     if config.texts:
+        for name, value in unusual(config).items():
+            if name in ("text_column", "text_pair_column"):
+                raise UserError(f"--{name} {value}: the command line has texts, without columns; leave it out")
         if not config.pairs:
             return iter(config.texts)
         if len(config.texts) % 2:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 from .. import runtime
 from ..config import common_flags, flag
+from ..errors import UserError
 from ..files import model_path
 from ..models.config import ModelConfig
 from ..models.fake_quant import Grid, simulate
-from . import report, task_distill, task_job
+from . import common, report, task_distill, task_job
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
 from .run import open_run
 from .stage import Work, run_stage
@@ -83,6 +84,12 @@ def train(
     with open_run(flags, step, place) as opened:
         student = StudentFlags(seq_length=shape.max_length)
         job = task_job.prepare(opened, task, learning, student)
+        order = common.outputs_of(shape, job.train, config.model)
+        if order not in (None, sorted(order or [])):
+            raise UserError(
+                f"{config.model}: its labels are {', '.join(shape.labels)}, those of {job.train.directory} in another order "
+                f"({', '.join(job.train.meta['labels'])}); train it on such records first (minddistill task-distill)"
+            )
         stage = task_distill.phase_two(job, model_path(config.model), "minddistill quantize (weights of --method qat)")
 
         def build() -> Work:

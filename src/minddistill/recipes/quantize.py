@@ -19,6 +19,7 @@ from ..data.records import Rows
 from ..errors import UserError
 from ..evaluation.evaluate import predict
 from ..export import directory, onnx, quantize
+from ..export.arrays import read_arrays
 from ..export.session import Forward, graph_forward, read_config
 from ..files import model_path
 from ..models import store
@@ -83,11 +84,14 @@ def run(
         KeyboardInterrupt: the training was stopped by a signal, with its state saved.
     """
     target = directory.check_target(config.output_dir)
+    if target.exists() and target.resolve() == model_path(config.model).resolve():
+        raise UserError(f"--output_dir {target}: is --model, which would be lost; expected another directory")
     _check_flags(config, [calibration, training, step])
     runtime.start()
     with tempfile.TemporaryDirectory() as scratch:
         graph, shape, source = _float_graph(model_path(config.model), Path(scratch))
         small = graph.with_name("int8.onnx")
+        evaluated = _evaluated(config, shape, source)
         if config.method == "dynamic":
             quantize.dynamic(graph, small, config.kept)
         else:
@@ -96,10 +100,9 @@ def run(
             quantize.static(graph, small, batches, calibration.calibration, config.kept)
         if config.method == "qat":
             best = qat.train(shape, quantize.grids(small, shape), (config, calibration, training, step))
-            trained, _, _ = _exported(best, small.with_name("trained.onnx"))
+            trained, shape, _ = _exported(best, small.with_name("trained.onnx"))
             quantize.refill(small, trained, small)
-        rows = _read(config, "eval_data_dir", shape, source) if config.eval_data_dir else None
-        found = measure({"float32": graph, config.method: small}, rows, shape)
+        found = measure({"float32": graph, config.method: small}, evaluated, shape)
 
         def save(part: Path) -> None:
             shutil.copyfile(small, part / directory.ONNX_FILE)
@@ -110,6 +113,8 @@ def run(
         if config.method == "qat":
             settings |= {"teacher": training.load_teacher_ckpt_path, "weights": str(best)}
         record = {"quantisation": settings, "metrics": found[config.method], "metrics_float32": found["float32"]}
+        if not store.read_record(source).get("parameters"):
+            record["parameters"] = sum(value.size for value in read_arrays(graph).values())
         directory.write(target, save, shape, source, f"minddistill quantize --method {config.method}", record)
     for name, values in found.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
@@ -152,6 +157,7 @@ def _float_graph(path: Path, scratch: Path) -> tuple[Path, ModelConfig, Path]:
 def _exported(path: Path, graph: Path) -> tuple[Path, ModelConfig, Path]:
     weights = store.read_weights(path)
     weights.config.require_classifier(path)
+    store.build(weights)  # which sees that all are there, of the right shapes, and numbers
     onnx.save(onnx.build(weights), graph)
     return graph, weights.config, weights.directory
 
@@ -159,6 +165,18 @@ def _exported(path: Path, graph: Path) -> tuple[Path, ModelConfig, Path]:
 def _read(config: Config, name: str, shape: ModelConfig, source: Path) -> Rows:
     options = {"kind": config.dataset_type, "schema_file": config.schema_dir, "labelled": name == "eval_data_dir"}
     return common.read_checked(getattr(config, name), f"--{name}", shape, source, **options)
+
+
+def _evaluated(config: Config, shape: ModelConfig, source: Path) -> Rows | None:
+    """The rows of `--eval_data_dir`, where there is one, which the model can be measured on."""
+    if not config.eval_data_dir:
+        return None
+    rows = _read(config, "eval_data_dir", shape, source)
+    common.check_problem(shape, rows, "the model")
+    rows.require_labels("--eval_data_dir")
+    rows.check_classes(shape.num_labels)
+    common.outputs_of(shape, rows, "the model")
+    return rows
 
 
 def calibration_batches(rows: Rows, count: int, seed: int) -> list[quantize.Batch]:
@@ -191,15 +209,10 @@ def measure(graphs: dict[str, Path], rows: Rows | None, shape: ModelConfig) -> d
 
 
 def _metrics(forward: Forward, rows: Rows, shape: ModelConfig) -> dict[str, float]:
-    common.check_problem(shape, rows, "the model")
-    theirs = tuple(rows.meta.get("labels", shape.labels))
-    if not shape.regression and theirs != shape.labels:
-        raise UserError(f"{rows.directory}: labels {', '.join(theirs)}; the model's are {', '.join(shape.labels)}")
-    rows.require_labels("--eval_data_dir")
-    rows.check_classes(shape.num_labels)
+    order = common.outputs_of(shape, rows, "the model")
     batches = Loader(rows, common.EVAL_BATCH, buckets=choose_buckets(rows.length, rows.seq_length), shuffle=False)
     logits = predict(lambda batch: forward(*(batch[name] for name in INPUTS)), batches)
-    return common.scored(rows, shape, logits)
+    return common.scored(rows, shape, logits if order is None else logits[:, order])
 
 
 GROUPS = [Config, Calibration, qat.Training, StepFlags]

@@ -13,16 +13,17 @@ from ..bench.report import Column, Section, Table, write_report
 from ..config import flag, parse, read_yaml
 from ..data.records import Rows, read_rows
 from ..errors import UserError
-from ..evaluation.evaluate import read_predictions
+from ..evaluation.evaluate import Truth, read_labels, read_predictions, told
 from ..files import read_json, require_directory
 from ..models import store
+from ..problems import REGRESSION
 from ..train.log import read_metrics
 from . import common
 from .comparison import Measured, compare, headline, measured, model_table
-from .run import Run
+from .run import BEST_PREDICTIONS, Run
 
 NAME = "report.html"
-TEACHER_PREDICTIONS, BEST_PREDICTIONS = "predictions_teacher.tsv", "predictions_best.tsv"
+TEACHER_PREDICTIONS = "predictions_teacher.tsv"
 
 
 @dataclass
@@ -61,7 +62,9 @@ def write(directory: Path) -> Path:
         UserError: it has no `config.yaml` or `metrics.jsonl`, or a file in it is damaged.
     """
     flags, rows = read_yaml(directory / "config.yaml", "--run_dir"), read_metrics(directory)
-    found = next((directory / name for name in ("best", "last") if (directory / name).is_dir()), None)
+    ended = _done(directory, "").get("result")
+    names = [ended] if ended else ["best", "last"]
+    found = next((directory / name for name in names if (directory / name).is_dir()), None)
     made = read_json(found / "minddistill.json", "where a model comes from") if found else {}
     models, compared = _results(directory, flags, found, made["parents"].get("teacher", "")) if found else ([], [])
     resolved = (directory / "config.yaml").read_text(encoding="utf-8")
@@ -140,9 +143,27 @@ def _results(
     if logits:
         rows = _evaluated(flags)
         config = store.read_weights(found).config
-        scores = {name: common.scored(rows, config, values) for name, values in logits.items()}
-        sections = compare(rows, common.truth_of(rows, config), found, logits)
-    return [measured(name, path, scores.get(name, {})) for name, (path, _) in files.items()], sections
+        truth = common.truth_of(rows, config)
+        if not _same_rows({name: read_labels(directory / files[name][1]) for name in logits}, rows, truth):
+            why = f"Left out: {rows.directory} holds other rows now than those that were predicted."
+            sections = [Section("Predictions", why)]
+        else:
+            scores = {name: common.scored(rows, config, values) for name, values in logits.items()}
+            sections = compare(rows, truth, found, logits)
+    heads = dict.fromkeys(files, 12) | {"teacher": _teacher_heads(flags)}
+    return [measured(name, path, scores.get(name, {}), heads[name]) for name, (path, _) in files.items()], sections
+
+
+def _teacher_heads(flags: Mapping[str, Any]) -> int:
+    """Attention heads of a teacher without `config.json`, which each command's flags name in their own way."""
+    return flags.get("teacher_num_attention_heads", flags.get("num_attention_heads")) or 12
+
+
+def _same_rows(predicted: Mapping[str, Sequence[str]], rows: Rows, truth: Truth) -> bool:
+    """Whether what was predicted, by its true labels, are the rows that are there now, as far as labels tell."""
+    labels = [] if truth.labels is None else told(truth.labels, truth)
+    named = rows.meta.get("labels") or rows.problem == REGRESSION  # else each model has names of its own
+    return all(found == labels if named else len(found) == len(labels) for found in predicted.values())
 
 
 def _evaluated(flags: Mapping[str, Any]) -> Rows:

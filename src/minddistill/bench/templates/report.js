@@ -20,6 +20,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 for (const search of document.querySelectorAll(".search")) {
+  search.hidden = false;
   const rows = [...search.nextElementSibling.querySelectorAll("tbody tr")];
   const [input, output] = [search.querySelector("input"), search.querySelector("output")];
   input.addEventListener("input", () => {
