@@ -335,3 +335,19 @@ def test_relative_positions_are_saved_and_tell_order(tmp_path):
     np.testing.assert_allclose(found, predict_function(store.new(config, seed=1))(BATCH), atol=1e-6)
     swapped = {name: value[:, [0, 2, 1, 3, 4, 5]] for name, value in BATCH.items()}
     assert np.abs(forward(swapped)[0] - found[0]).max() > 1e-3
+
+
+def test_relative_positions_have_names_in_every_family(tmp_path):
+    for family in ("bert", "roberta", "electra", "distilbert"):
+        config = small(family).with_(use_relative_positions=True, max_relative_position=2)
+        found = store.read_weights(saved(tmp_path / family, config))
+        assert found.config == config and "encoder.layers.1.relative.keys" in found.values
+
+
+@pytest.mark.parametrize("told", [{}, {"pad_token_id": None}])
+def test_a_roberta_whose_padding_is_not_told_has_transformers_own(tmp_path, told):
+    directory = saved(tmp_path / "roberta", small("roberta"))
+    config = json.loads((directory / "config.json").read_text())
+    del config["pad_token_id"]
+    (directory / "config.json").write_text(json.dumps(config | told))
+    assert store.read_weights(directory).config.pad_token_id == 1

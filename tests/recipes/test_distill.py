@@ -9,9 +9,12 @@ from small import QUICK, command
 
 from minddistill.data.teacher_cache import Layout, TeacherCache
 from minddistill.distill.distiller import Ensemble
+from minddistill.distill.layer_map import layer_map
+from minddistill.errors import UserError
 from minddistill.models import store
 from minddistill.models.heads import predict_function
 from minddistill.models.presets import preset
+from minddistill.recipes import common
 from minddistill.recipes.task_job import mean_logits
 
 ALL_TERMS = ["--state_loss_ratio", 1.0, "--state_loss", "cosine", "--att_loss_ratio", 0.5]
@@ -148,3 +151,37 @@ def test_mistakes_end_in_one_line(data, teacher, tiny_encoder, augmented, tmp_pa
     assert "phase 1 (--load_td1_ckpt_path leaves it out) wants one" in capsys.readouterr().err
     assert command("doctor", "distill", *flags(data, teacher, tmp_path / "run"), *ALL_TERMS) == 0
     assert "learn from teacher layers (1, 3)" in capsys.readouterr().out
+
+
+def test_a_classifier_of_other_labels_is_learnt_anew(data, teacher, tmp_path):
+    """Its rows would be taken for those of the labels that stand in their places."""
+    other = tmp_path / "other"
+    config = store.read_weights(teacher).config.with_(labels=("yes", "no"))
+    store.save(
+        other, store.new(config, seed=1), tokenizer_from=teacher, command="test", parents={}, data={}, metrics={}
+    )
+    start = ["--init_from_teacher", "", "--load_gd_ckpt_path", other, "--num_hidden_layers", 4, "--epoch_size", 1]
+    assert command("distill", *flags(data, teacher, tmp_path / "run"), *start) == 0
+    assert (
+        "its classifier is of yes, no (single_label_classification); that of no, yes (single"
+        in (tmp_path / "run/log.txt").read_text()
+    )
+    assert store.read_weights(tmp_path / "run" / "best").config.labels == ("no", "yes")
+
+
+def test_labels_that_differ_in_case_alone_are_told_apart():
+    place = Path("records")
+    assert common.label_order(["May", "may"], ["may", "May"], "m", place) == [1, 0]
+    assert common.label_order(["YES", "NO"], ["no", "yes"], "m", place) == [1, 0]
+    with pytest.raises(UserError, match="trained on the labels May, may"):
+        common.label_order(["May", "may"], ["MAY", "may"], "m", place)
+
+
+def test_a_projection_for_each_layer_is_refused_where_there_is_one_or_none():
+    wide, narrow = preset("test-4l-32"), preset("test-2l-32").with_(hidden_size=16)
+    pairs = layer_map("uniform", 2, 4)
+    with pytest.raises(UserError, match="equally wide"):
+        common.projection(preset("test-2l-32"), wide, pairs, 1, "layer")
+    carried = {"fit_dense.weight": np.zeros((32, 16), np.float32), "fit_dense.bias": np.zeros(32, np.float32)}
+    with pytest.raises(UserError, match="the student brings one for all layers"):
+        common.projection(narrow, wide, pairs, 1, "layer", carried)

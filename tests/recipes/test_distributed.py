@@ -231,3 +231,31 @@ def test_wrong_arguments_of_a_launch_are_told(tmp_path):
     lonely = {"WORKER_NUM": "4", "DRY_RUN": "1"}
     done = launch("run_distributed_gd_gpu.sh", 2, 1, "a", "b", "c", where=tmp_path, **lonely)
     assert done.returncode != 0 and "NODE_RANK" in done.stderr
+
+
+def test_ports_that_cannot_be_are_refused(tmp_path):
+    for port in ("65535", "99999999999999999999"):
+        done = launch("run_distributed_gd_cpu.sh", 2, 1, "d", "", "t", where=tmp_path, DRY_RUN="1", MASTER_PORT=port)
+        assert done.returncode == 2 and f"MASTER_PORT is '{port}'; expected at most 65534" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "said"),
+    [
+        ("run_standalone_td.sh", "train_data_dir", "--eval_data_dir is empty"),
+        ("run_standalone_gd.sh", "data_dir", "--load_teacher_ckpt_path is empty"),
+    ],
+)
+def test_the_example_does_not_take_the_place_of_what_is_set(tmp_path, data, teacher, script, given, said):
+    """The run directory is this one, and so its log is, to which the script appends."""
+    told = {given: str(data / "train"), "save_ckpt_path": ".", "output_dir": "."}
+    told |= {"load_teacher_ckpt_path": str(teacher)} if "td" in script else {}
+    done = launch(script, "--student", "test-2l-32", where=tmp_path, **told)
+    log = (tmp_path / "log.txt").read_text()
+    assert done.returncode == 2 and said in log and "example" not in log + done.stdout
+
+
+def test_a_mistake_before_the_group_is_joined_is_told_as_any_other(tmp_path):
+    done = launch("run_distributed_gd_cpu.sh", 2, 1, "data", "", "teacher", "--no_such_flag", 1, where=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "unknown flag --no_such_flag" in done.stdout.strip().splitlines()[-1]

@@ -56,6 +56,10 @@ def test_pruning_is_known_by_its_flags(teacher, data, tmp_path, capsys, offline)
     assert {"teacher", "labels", "memory"} <= set(table(capsys.readouterr().out))
     assert command("doctor", "prune", *flags, "--method", "structured", "--target_num_heads", "64") == 2
     assert "--target_num_heads 64: the model has" in capsys.readouterr().out
+    none = ["--label_weight", "0", "--soft_weight", "0", "--intermediate_weight", "0"]
+    for method in (["--target_sparsity", "0.5"], ["--method", "structured", "--target_num_heads", "2"]):
+        assert command("doctor", "prune", *flags, *method, *none) == 2
+        assert "wrong" in capsys.readouterr().out
     assert command("doctor", "prune", *flags, "--target_num_heads", "1") == 2
     assert "--target_num_heads 1: has no part in --method sparse" in capsys.readouterr().out
 
@@ -93,6 +97,11 @@ def test_wrong_things_are_found_together(config, data, tmp_path, capsys):
     wrong = {name for name, (state, _) in found.items() if state == "wrong"}
     assert wrong == {"device", "run directory", "records --train_data_dir"}
     assert "cut short in row" in found["records --train_data_dir"][1]
+
+
+def test_a_run_directory_is_wanted_where_the_stage_has_no_default(data, tiny_encoder, capsys):
+    assert command("doctor", "finetune", "--model", tiny_encoder, "--train_data_dir", data / "train") == 2
+    assert "--output_dir is empty" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "value"), [("buckets", 4), ("batch_size", 0), ("max_skipped_steps", 0)])
@@ -145,3 +154,10 @@ def test_too_little_memory_or_disk_is_refused(config, monkeypatch, capsys):
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     assert command("doctor", "--config", config) == 2
     assert "0.00 GB free or its own; checkpoints" in table(capsys.readouterr().out)["disk"][1]
+
+
+def test_only_what_a_run_writes_over_counts_as_its_own(tmp_path):
+    for name in ("checkpoints/a", "phase1/best/b", "teacher_cache/c", "d"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(100))
+    assert checks._held(tmp_path) == 200

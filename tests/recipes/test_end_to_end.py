@@ -141,6 +141,11 @@ def test_general_distillation_lowers_its_loss_and_feeds_task_distillation(tmp_pa
     assert losses[-1] < losses[0] / 2
     assert "Terms of the loss" in (tmp_path / "gd" / "report.html").read_text()
     argv = ["--load_gd_ckpt_path", tmp_path / "gd" / "last", "--init_from_teacher", ""]
+    sets = ["--train_data_dir", data / "train", "--buckets", "off", "--teacher_cache", tmp_path / "caches"]
+    assert command("cache-teacher", "--load_teacher_ckpt_path", teacher, *sets, "--load_gd_ckpt_path", argv[1]) == 0
+    assert (
+        distil(data, "", tmp_path / "cached", *argv, "--teacher_cache", tmp_path / "caches") == 0
+    )  # of the same layers
     assert distil(data, teacher, tmp_path / "td", *argv) == 0
     assert f"from {tmp_path / 'gd' / 'last'}" in (tmp_path / "td" / "log.txt").read_text()
 
@@ -171,6 +176,9 @@ def wrong(data, teacher, tmp_path):
     shutil.copytree(data / "dev", unlabelled)
     meta = json.loads((unlabelled / "meta.json").read_text())
     (unlabelled / "meta.json").write_text(json.dumps(meta | {"labelled": False}))
+    other, aside = tmp_path / "other", ["--load_gd_ckpt_path", teacher, "--num_hidden_layers", 4]
+    shutil.copytree(data / "dev", other)
+    (other / "meta.json").write_text(json.dumps(meta | {"labels": ["yes", "no"]}))
     mixed = tmp_path / "mixed"
     shutil.copytree(teacher, mixed)
     config = json.loads((mixed / "config.json").read_text()) | {"id2label": {"0": "red", "1": "blue"}}
@@ -208,6 +216,38 @@ def wrong(data, teacher, tmp_path):
         ("distill", [*td, *dev, "--train_data_dir", unlabelled], f"{unlabelled}: rows without labels"),
         ("general-distill", [*general, "--seq_length", 8], "rows of 12 tokens, --seq_length is 8"),
         ("general-distill", [*general, "--max_position_embeddings", 8], "the model reads at most 8"),
+        (
+            "task-distill",
+            [*td, "--eval_data_dir", other],
+            f"{other}: labels yes, no; the training records have no, yes",
+        ),
+        ("finetune", [*ft, *td[2:4], "--eval_data_dir", other], "the training records have no, yes"),
+        ("prune", [*ft, *td[2:4], "--eval_data_dir", other], "the training records have no, yes"),
+        ("finetune", [*ft, *td[2:4], "--patience", 2], "--patience 2: nothing is evaluated"),
+        ("distill", [*td, *aside, "--eval_steps", 2], "--eval_steps 2: nothing is evaluated"),
+        (
+            "task-distill",
+            [*td, *aside, "--do_eval", "false", "--eval_steps", 2],
+            "--eval_steps 2: nothing is evaluated",
+        ),
+        (
+            "finetune",
+            [*ft, *td[2:4], "--lr_schedule", "constant", "--warmup_ratio", 0.2],
+            "--warmup_ratio 0.2: has no part in --lr_schedule constant",
+        ),
+        ("prune", [*ft, *td[2:4], "--eval_steps", 2], "--eval_steps 2: nothing is evaluated"),
+        ("plot", ["--kind", "sparsity", "--models", teacher, "--head", 2], "--head 2: has no part in --kind sparsity"),
+        (
+            "label",
+            ["--task_name", "SST-2", "--text_file", "x", "--split", "dev", *ft],
+            "--text_file x: --split is given too",
+        ),
+        ("prepare-task", ["--task_name", "STS-B", "--labels", "a,b"], "--labels a,b: not of regression"),
+        (
+            "predict",
+            ["--model", teacher, "--text_column", "x", "a text"],
+            "--text_column x: the command line has texts",
+        ),
         ("report", ["--run_dir", mixed], f"--run_dir {mixed / 'config.yaml'}"),
     ]
 

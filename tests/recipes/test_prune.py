@@ -170,6 +170,7 @@ def test_widths_are_searched_by_measured_speed_once(teacher, data, tmp_path, cap
             ["--teacher", "TEACHER", "--soft_weight", 0, "--intermediate_weight", 0, "--label_weight", 1],
             "has no part where --soft_weight and --intermediate_weight are 0",
         ),
+        (["--temperature", 4, "--soft_weight", 0], "--temperature 4.0: has no part where --soft_weight is 0"),
         (["--model", "nowhere"], "nowhere: no such file or directory"),
     ],
 )

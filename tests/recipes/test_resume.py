@@ -93,7 +93,7 @@ def test_resume_true_wants_an_earlier_run_and_false_forgets_it(finished, tmp_pat
     with open_run(RunFlags(str(finished), resume=False), StepFlags(), place):
         pass
     assert not (finished / "done.json").exists() and not list((finished / "checkpoints").iterdir())
-    assert (finished / "best").is_dir()
+    assert (finished / "best").is_dir() and not (finished / "metrics.jsonl").exists()
 
 
 @pytest.mark.slow
@@ -173,6 +173,14 @@ def test_records_of_a_task_go_on_by_shard(tmp_path, tiny_text, vocabulary, monke
         np.testing.assert_array_equal(*rows)
     assert prepare(cut.parent) == 0
     assert f"train: finished before, 240 rows in {cut}" in capsys.readouterr().out
+    shard = next(cut.glob("*record"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert prepare(cut.parent) == 2
+    assert (
+        f"{shard}: damaged or changed (checksum); remove {cut}, and give the command again" in capsys.readouterr().err
+    )
 
 
 def test_records_of_a_corpus_go_on_by_chunk_and_shard_with_another_number_of_workers(
@@ -202,3 +210,28 @@ def test_records_of_a_corpus_go_on_by_chunk_and_shard_with_another_number_of_wor
     (tmp_path / "wiki.txt").write_text("another text")
     assert prepare("cut", 2) == 2
     assert f"--input: {tmp_path / 'wiki.txt'} changed" in capsys.readouterr().err
+
+
+def test_masks_of_a_long_segment_are_as_many_as_asked_for(tmp_path, vocabulary, tiny_encoder, capsys):
+    (tmp_path / "wiki.txt").write_text("\n\n".join("the film was good and the plot is bad ." for _ in range(200)))
+    flags = ["--input", tmp_path / "wiki.txt", "--tokenizer", vocabulary, "--max_seq_length", 32, "--workers", 1]
+    assert command("prepare-corpus", *flags, "--masked_lm_prob", 0.8, "--output_dir", tmp_path / "out") == 0
+    columns = json.loads((tmp_path / "out" / "schema.json").read_text())["columns"]
+    assert columns["masked_lm_ids"]["shape"] == columns["masked_lm_weights"]["shape"] == [26]
+    ids = records.read_rows(tmp_path / "out", labelled=False).ids
+    share = (ids == small.VOCABULARY.index("[MASK]")).sum(1) / 29
+    assert (share > 0.3).all() and 0.6 < share.mean() < 0.67  # 80 % of 23 of the 29 tokens
+    learn = ["--model", tiny_encoder, "--data_dir", tmp_path / "out", "--output_dir", tmp_path / "mlm"]
+    assert command("pretrain-mlm", *learn) == 2
+    assert "has masks of its own; expected a corpus prepared without --masked_lm_prob" in capsys.readouterr().err
+
+
+def test_a_run_without_evaluation_leaves_no_best_of_an_earlier_one(teacher, data, tiny_encoder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(teacher.parent, run)
+    assert (run / "best").is_dir() and (run / "predictions_best.tsv").is_file()
+    flags = ["--model", tiny_encoder, "--train_data_dir", data / "train", "--output_dir", run, "--resume", "false"]
+    assert command("finetune", *flags, "--epoch_size", 1, *small.QUICK) == 0
+    assert (run / "last").is_dir() and not (run / "best").exists() and not (run / "predictions_best.tsv").exists()
+    page = (run / "report.html").read_text()
+    assert "Confusion" not in page and "No report" not in (run / "log.txt").read_text()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import optuna
 import pytest
 import yaml
 from small import command
@@ -29,6 +30,7 @@ def files(tmp_path, data, tiny_encoder):
         ("learning_rate: [x]", "learning_rate"),
         ("batch_size: {low: -4, high: 8}", "batch_size"),
         ("output_dir: [a, b]", "output_dir: cannot vary"),
+        ("buckets: ['8,12', off]", "buckets: YAML reads False there; put the word in quotes"),
     ],
 )
 def test_flags_of_the_space_are_checked_before_any_trial(files, capsys, space, told, tmp_path):
@@ -71,5 +73,14 @@ def test_search_goes_on_and_fits_its_best_again(files, tmp_path, capsys):
     assert 1 <= len(models) <= 3
     assert (study / "history.svg").read_text().startswith("<?xml")
     assert (study / "importance.svg").is_file() == bool(found["importance"])  # none where all trials are equally good
-    assert command("search", *files, "--trials", "3", "--refit", "2") == 0
+    taken = {file: file.stat().st_mtime_ns for file in study.glob("trials/*/metrics.jsonl")}
+    opened = optuna.load_study(study_name="search", storage=f"sqlite:///{study / 'study.db'}")
+    for trial in (trial for trial in opened.trials if trial.state.name == "COMPLETE"):
+        opened.enqueue_trial(trial.params)
+    assert command("search", *files, "--trials", "6", "--refit", "0") == 0  # the same settings again
+    values = [trial["value"] for trial in json.loads((study / "search.json").read_text())["trials"]]
+    assert sorted(values[:3]) == sorted(values[3:])
+    assert taken == {file: file.stat().st_mtime_ns for file in study.glob("trials/*/metrics.jsonl")}
+    capsys.readouterr()
+    assert command("search", *files, "--trials", "6", "--refit", "0") == 0
     assert "trial " not in capsys.readouterr().out.replace("trials", "")  # nothing is left to do

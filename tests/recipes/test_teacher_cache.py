@@ -62,3 +62,16 @@ def test_live_and_cached_teacher_give_the_same_losses(tmp_path):
             step = Tensor(0, ms.int32)
             losses.append([float(cell(ms.mutable(batch), step)[0].asnumpy()) for batch in loader.epoch(0)])
         np.testing.assert_allclose(losses[1], losses[0], rtol=bound)
+
+
+def test_a_cache_that_was_begun_is_not_filled_for_its_logits(tmp_path):
+    rows, owner = some_rows(), {"teacher": "x"}
+    shape = {"vocab_size": WORDS, "labels": ("no", "yes"), "pooler": True, "max_position_embeddings": LONGEST}
+    teacher = store.new(preset("test-4l-32").with_(**shape), seed=1)
+    layout = teacher_cache.layout_of(teacher.config, layer_map("uniform", 2, 4))
+    assert teacher_cache.whole(tmp_path, owner, rows.length) is None
+    options = rows, owner, teacher, [8, 16], 2, Runtime("CPU"), str
+    cache = teacher_cache.filled(tmp_path, layout, *options)
+    assert teacher_cache.whole(tmp_path, owner, rows.length) == layout
+    next(cache.directory.glob("shard_*.json")).unlink()
+    assert teacher_cache.whole(tmp_path, owner, rows.length) is None

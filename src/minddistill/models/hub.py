@@ -41,6 +41,8 @@ _DISTILBERT_LAYER = {
     "intermediate": "ffn.lin1",
     "output": "ffn.lin2",
     "output_norm": "output_layer_norm",
+    "relative.keys": "attention.relative_keys",
+    "relative.values": "attention.relative_values",
 }
 _EMBEDDINGS = {
     "encoder.embeddings.word": "embeddings.word_embeddings.weight",
@@ -199,6 +201,8 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig | WordC
             fields[field] = values[keys.get(field, field)]
     if family == "distilbert":
         fields["type_vocab_size"] = 0
+    if family == "roberta":
+        fields.setdefault("pad_token_id", 1)  # transformers' default, from which positions are counted
     if family == "electra":
         fields["embedding_size"] = values.get("embedding_size", 128)
     for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):

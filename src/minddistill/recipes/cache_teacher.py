@@ -12,7 +12,7 @@ from . import common, teacher_cache
 from .flags import RunFlags, StepFlags, StudentFlags
 from .run import open_run
 from .task_distill import GROUPS
-from .task_job import Config, Learning, prepare
+from .task_job import Config, Learning, prepare, starting_point
 
 
 def run(config: Config, learning: Learning, student: StudentFlags, run_flags: RunFlags, step_flags: StepFlags) -> Path:
@@ -38,8 +38,8 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
         teachers = job.built_teachers()
         job.check(teachers)
         pairs = None
-        if config.td_phase1_epoch_size:
-            wanted = student.config(job.teacher.config)
+        if config.td_phase1_epoch_size and not config.load_td1_ckpt_path:
+            _, _, wanted = starting_point(job)
             pairs = common.matched_layers(student.layer_map, wanted, job.teacher.config, opened.log)
         job.taught(pairs, teachers)
         outline = caches / f"teacher_{job.teacher.fingerprint()}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ _GB = 1e9
 _BASE_BYTES = 2.0e9
 _COPIES_TRAINED, _COPIES_FROZEN = 7, 2
 _WITHOUT_KERNELS = 8.5
+_WRITTEN_OVER = {"checkpoints", "best", "last"}  # of a run directory, and of its stages
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def check_load(load: Load, directory: Path, device: str, log: RunLog) -> None:
     """
     with log.check("disk") as found:
         for place, size in load.disk(directory).items():
-            free = shutil.disk_usage(_existing(place)).free + _held(place)
+            free = shutil.disk_usage(_existing(place)).free + (_held(place) if place == directory else 0)
             if size > free:
                 raise UserError(
                     f"{place}: {free / _GB:.2f} GB free or its own; checkpoints, models and cache take about {size / _GB:.2f} GB; "
@@ -108,8 +111,14 @@ def machine_memory() -> tuple[int, int]:
 
 
 def _held(directory: Path) -> int:
-    """Bytes that an earlier run has written there, which is written over."""
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and not file.is_symlink())
+    """Bytes of checkpoints and models that an earlier run has written there, which are written over."""
+    total = 0
+    for file in directory.rglob("*"):
+        if _WRITTEN_OVER & {*file.relative_to(directory).parts[:-1]}:
+            with suppress(FileNotFoundError):
+                status = file.lstat()
+                total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
 
 
 def _existing(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..errors import UserError
 from ..evaluation import metrics
 from ..evaluation.evaluate import Truth, predict, write_predictions
 from ..export.arrays import read_arrays
-from ..export.session import ONNX_FILE, Session
+from ..export.session import ONNX_FILE, Session, read_config
 from ..files import model_path
 from ..models import store
 from ..models.config import ModelConfig, WordConfig
@@ -114,6 +115,18 @@ def check_seq_length(rows: Rows, most: int) -> None:
         raise UserError(f"{rows.directory}: rows of {rows.seq_length} tokens, --seq_length is {most}; make them agree")
 
 
+def require_whole_text(rows: Rows) -> None:
+    """See that the words of a corpus are all there, to be masked anew in each epoch.
+
+    Raises:
+        UserError: it was prepared with masks of its own.
+    """
+    if rows.meta.get("plan", {}).get("masked_lm_prob"):
+        raise UserError(
+            f"--data_dir {rows.directory}: has masks of its own; expected a corpus prepared without --masked_lm_prob"
+        )
+
+
 def masking(weights: store.Weights, probability: float, log: RunLog) -> dict[str, Any]:
     """How a `MaskedLoader` masks the words of a model's tokenizer, as its arguments.
 
@@ -155,7 +168,13 @@ def described(weights: store.Weights) -> str:
 def described_rows(rows: Rows) -> str:
     """A record directory in a line."""
     schema = "as their schema says" if (rows.directory / "schema.json").is_file() else "no schema beside them"
-    return f"{rows.directory}: {len(rows)} rows of {rows.seq_length} tokens at most {int(rows.length.max())} real, {schema}"
+    told = f"{rows.directory}: {len(rows)} rows{left_out(rows)} of {rows.seq_length} tokens"
+    return f"{told} at most {int(rows.length.max())} real, {schema}"
+
+
+def left_out(rows: Rows) -> str:
+    """Of records that a schema cuts short, how many rows it leaves out, in brackets; empty for others."""
+    return f" ({rows.cut} more left out, by numRows of the schema)" if rows.cut else ""
 
 
 def align_labels(weights: store.Weights, rows: Rows, say: Callable[[str], None]) -> store.Weights:
@@ -263,14 +282,64 @@ def label_order(have: Sequence[str], labels: Sequence[str], source: str, records
     """
     if len(have) == len(labels) and all(name == f"LABEL_{index}" for index, name in enumerate(have)):
         return None
+    if sorted(have) == sorted(labels):
+        return [list(have).index(name) for name in labels]
     low = [name.lower() for name in have]
     wanted = [name.lower() for name in labels]
-    if sorted(low) != sorted(wanted):
+    if sorted(low) != sorted(wanted) or len(set(low)) < len(low):
         raise UserError(
             f"{source}: trained on the labels {', '.join(have) or '(none: it has no classifier)'}; {records} "
             f"has {', '.join(labels)}; fine-tune a teacher on this task first (minddistill finetune)"
         )
     return [low.index(name) for name in wanted]
+
+
+def refuse_unevaluated(**values: int) -> None:
+    """See that no flag is set, by its name, that has a part in evaluations alone; for runs without.
+
+    Raises:
+        UserError: one is.
+    """
+    for name, value in values.items():
+        if value:
+            raise UserError(
+                f"--{name} {value}: nothing is evaluated; give --eval_data_dir (and no --do_eval false), or leave it out"
+            )
+
+
+def same_labels(have: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether two lists name the same labels in the same order; case counts where it alone tells them apart."""
+    if sorted(have) == sorted(theirs):
+        return list(have) == list(theirs)
+    return [name.lower() for name in have] == [name.lower() for name in theirs]
+
+
+def check_evaluated(rows: Rows, config: ModelConfig | WordConfig) -> None:
+    """See that the rows of `--eval_data_dir` have the labels that a model learns, in their order.
+
+    Raises:
+        UserError: they have no labels, or others.
+    """
+    check_problem(config, rows, "the training records")
+    rows.require_labels("--eval_data_dir")
+    rows.check_classes(config.num_labels)
+    have, theirs = config.labels, rows.meta.get("labels", [])
+    named = theirs and not config.regression and any(name != f"LABEL_{index}" for index, name in enumerate(have))
+    if named and not same_labels(have, theirs):
+        raise UserError(
+            f"--eval_data_dir {rows.directory}: labels {', '.join(theirs)}; the training records have {', '.join(have)}, in "
+            "this order; prepare both with one command, or with --labels"
+        )
+
+
+def outputs_of(shape: ModelConfig | WordConfig, rows: Rows, source: str) -> list[int] | None:
+    """The outputs of a model in the order of the rows' labels; None where they are in it, or not named.
+
+    Raises:
+        UserError: as `label_order`.
+    """
+    labels = rows.meta.get("labels", [])
+    return label_order(shape.labels, labels, source, rows.directory) if labels and not shape.regression else None
 
 
 def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
@@ -308,6 +377,8 @@ def projection(
 ) -> FitDense | Same:
     """What brings the student's hidden states to the teacher's width: nothing where they have it."""
     if student.hidden_size == teacher.hidden_size:
+        if kind == "layer":
+            raise UserError("--fit_dense layer: student and teacher are equally wide, and need none; leave it out")
         return Same()
     return fit_dense(kind, student, teacher, pairs, carried or {}, seed)
 
@@ -327,6 +398,8 @@ def fit_dense(
     """
     if carried:
         count = 1 if "fit_dense.weight" in carried else len(carried) // 2
+        if kind == "layer" and count == 1:
+            raise UserError("--fit_dense layer: the student brings one for all layers; leave it out")
     else:
         count = 1 if kind == "shared" else len(pairs.hidden)
     fit = FitDense(student.hidden_size, teacher.hidden_size, count)
@@ -443,14 +516,20 @@ def short_names(paths: Sequence[str]) -> list[str]:
     while len({part[-depth:] for part in parts}) < len(parts):
         end = depth if len({part[-depth:] for part in parts}) == 1 else end
         depth += 1
-    return ["/".join(part[-depth : len(part) - end]) for part in parts]
+    told = [part[-depth : len(part) - end] for part in parts]
+    return ["/".join(part) for part in (told if all(told) else (part[-depth:] for part in parts))]
 
 
 def arrays(path: Path) -> Mapping[str, np.ndarray]:
     """The weights of a model directory, MindSpore's or ONNX, by path; without a masked-LM head."""
     graph = path / ONNX_FILE
-    values = read_arrays(graph) if graph.is_file() else store.read_weights(path).values
-    return {name: value for name, value in values.items() if not name.startswith("mlm.")}
+    if not graph.is_file():
+        return {name: value for name, value in store.read_weights(path).values.items() if not name.startswith("mlm.")}
+    values, shape = read_arrays(graph), read_config(path)
+    for name in values:  # the graph's queries hold the scale of the scores, which the model's do not
+        if isinstance(shape, ModelConfig) and name.endswith((".query.weight", ".query.bias")):
+            values[name] = values[name] * math.sqrt(shape.attention_head_size)
+    return values
 
 
 def megabytes(path: Path) -> float:

@@ -111,6 +111,8 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
     )
     found = task_job.Learning(**common_flags(learning, task_job.Learning))
     job = task_job.prepare(run, task, found, student)
+    if not config.eval_data_dir:
+        common.refuse_unevaluated(patience=config.patience, eval_steps=learning.eval_steps)
     if learning.alpha:
         job.train.require_labels("--alpha above 0:")
     config.load_teacher_ckpt_path = task.load_teacher_ckpt_path  # that of a cache, where none was given

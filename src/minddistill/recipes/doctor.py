@@ -25,6 +25,7 @@ _GUESSED = {"finetune": finetune, "general-distill": general_distill, "task-dist
 # Many configurations of the above are possible ones of these too: they are meant where none of the above fits.
 _OTHERS = {"distill": distill, "meta-pseudo-labels": meta_pseudo_labels, "pretrain-mlm": pretrain_mlm, "prune": prune}
 STAGES = _GUESSED | _OTHERS
+_WITHOUT_DEFAULT = ("finetune", "pretrain-mlm", "prune")  # stages that want an --output_dir
 _STYLES = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 
@@ -73,6 +74,8 @@ def run(name: str, groups: list[Any]) -> Findings:
         found(f"{place.device}, of {', '.join(runtime.available_devices())}")
     directory = Path(flags["output_dir"] or flags.get("save_ckpt_path") or f"runs/{name.replace('-', '_')}")
     with suppress(UserError), findings.check("run directory") as found:
+        if not flags["output_dir"] and name in _WITHOUT_DEFAULT:
+            raise UserError("--output_dir is empty; expected the directory of this run")
         _see_writable(directory)
         found(f"{directory}: can be written")
     with suppress(UserError), findings.check("flags"):

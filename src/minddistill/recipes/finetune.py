@@ -12,7 +12,6 @@ from ..config import flag, parse
 from ..data.loader import Loader
 from ..distill.distiller import Distiller
 from ..distill.objectives import Labels
-from ..errors import UserError
 from ..models import store
 from ..models.config import ModelConfig
 from ..problems import REGRESSION
@@ -82,16 +81,12 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
     size = model_config.parameters
     run.check_load(Load(size, model_config, None, 0, 0, run.step.batch_size, buckets, config.max_ckpt_num, {}))
     dev = None
-    if config.eval_data_dir:
+    if not config.eval_data_dir:
+        common.refuse_unevaluated(patience=config.patience, eval_steps=config.eval_steps)
+    else:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", model_config, None, **options)
         with run.log.check("labels to evaluate") as found:
-            common.check_problem(model_config, dev, "the training records")
-            dev.require_labels("--eval_data_dir")
-            dev.check_classes(len(names))
-            if problem != REGRESSION and dev.meta.get("labels", names) != names:
-                raise UserError(
-                    f"{config.eval_data_dir}: labels {dev.meta['labels']}; the training records have {names}"
-                )
+            common.check_evaluated(dev, model_config)
             found("the same")
 
     def build() -> Work:

@@ -49,7 +49,15 @@ class OptimFlags:
     scale_window: int = flag(50, "steps without overflow after which the loss scale rises")
 
     def optim(self, learning_rate: float | None = None) -> OptimConfig:
-        """The optimiser's configuration, with another highest learning rate if one is given."""
+        """The optimiser's configuration, with another highest learning rate if one is given.
+
+        Raises:
+            UserError: a number is out of range, or has no part in the schedule.
+        """
+        given = unusual(self)
+        for name in ("end_learning_rate", "power", "warmup_ratio"):
+            if self.lr_schedule == "constant" and name in given:
+                raise UserError(f"--{name} {given[name]}: has no part in --lr_schedule constant; leave it out")
         return OptimConfig(
             self.learning_rate if learning_rate is None else learning_rate,
             self.end_learning_rate,

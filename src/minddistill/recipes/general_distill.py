@@ -125,6 +125,8 @@ def prepare(run: Run, config: Config, words: Words, learning: Learning, student_
         labelled=False,
         **run.reading(config),
     )
+    if masked:
+        common.require_whole_text(rows)
     masking = common.masking(weights, words.masked_lm_prob, run.log) if masked else {}
     with run.log.check("student") as found:
         wanted = student_flags.config(weights.config).with_(pooler=weights.config.pooler and not masked)

@@ -179,6 +179,8 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
     found = task_job.Learning(**common_flags(learning, task_job.Learning), teacher_cache="off")
     job = task_job.prepare(run, task, found, student)
     job.require_one_teacher("meta pseudo labels, which train it,")
+    if not config.eval_data_dir:
+        common.refuse_unevaluated(eval_steps=learning.eval_steps)
     job.train.require_labels("--train_data_dir")
     if job.teacher.outline:
         raise UserError(

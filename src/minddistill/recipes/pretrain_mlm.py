@@ -78,6 +78,7 @@ def prepare(run: Run, config: Config, learning: Learning) -> Stage:
         labelled=False,
         **run.reading(config),
     )
+    common.require_whole_text(rows)
     masking = common.masking(weights, config.masked_lm_prob, run.log)
     wanted = weights.config.with_(labels=(), problem=SINGLE, pooler=False)
     buckets = common.buckets_for(run.step.buckets, rows, fixed=False)

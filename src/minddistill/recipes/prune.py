@@ -29,7 +29,7 @@ from ..prune.sparse import Pruner, Sparsity, chosen
 from . import common, report
 from .checks import Load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
-from .prune_structured import Structure, structured_stages, target_of
+from .prune_structured import Structure, checked_target, structured_stages
 from .run import Run, open_run
 from .stage import Stage, Work, run_stage
 
@@ -116,7 +116,7 @@ class Job:
             layers: of the teacher, that it learns from, as for `--layer_map`.
             facts: what its record says of the pruning.
         """
-        objective = self._objective(weights.config, layers)
+        objective = self.objective(weights.config, layers)
         student, teacher = self.build(weights), self._taught()
         evaluator = None
         if self.dev is not None:
@@ -180,7 +180,12 @@ class Job:
             found.write(self.run.directory / report.TEACHER_PREDICTIONS)
         return teacher
 
-    def _objective(self, student: ModelConfig, layers: str) -> nn.Cell:
+    def objective(self, student: ModelConfig, layers: str) -> nn.Cell:
+        """What is minimised.
+
+        Raises:
+            UserError: the weights of its parts, or the teacher's layers, do not go together.
+        """
         losses, problem = self.losses, self.teacher.config.problem
         parts: list[tuple[float, nn.Cell]] = [
             (losses.label_weight, Labels(problem)),
@@ -293,16 +298,18 @@ def prepare(run: Run, config: Config, losses: Losses, optim: OptimFlags, groups:
     dev = None
     if config.eval_data_dir:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", dense.config, dense.directory, **options)
+    else:
+        common.refuse_unevaluated(eval_steps=config.eval_steps)
+    if "temperature" in unusual(losses) and not losses.soft_weight:
+        raise UserError(f"--temperature {losses.temperature}: has no part where --soft_weight is 0; leave it out")
     if losses.label_weight or config.method == "structured":
         train.require_labels("--train_data_dir")
-    if dev is not None:
-        dev.require_labels("--eval_data_dir")
     with run.log.check("labels") as found:
         dense = common.align_labels(dense, train, run.log.line)
         teacher = common.align_labels(teacher, train, run.log.line) if config.teacher else dense
         train.check_classes(dense.config.num_labels, learnt=True)
         if dev is not None:
-            dev.check_classes(dense.config.num_labels)
+            common.check_evaluated(dev, dense.config)
         found("a number" if dense.config.regression else ", ".join(dense.config.labels))
     buckets = common.buckets_for(run.step.buckets, train, fixed=False)
     load = Load(
@@ -335,6 +342,7 @@ def sparse_stage(job: Job, settings: Sequence[Sparsity]) -> Stage:
         work.pruner = Pruner(work.cell.trained(), settings, an_epoch, steps, job.run.log.line)
         return work
 
+    job.objective(job.dense.config, "uniform")  # what it refuses is told before anything is built
     stage = job.stage("prune", job.run.directory, build, job.dense)
     an_epoch = len(job.loader(job.train))
     steps, _ = stage.steps(an_epoch)
@@ -412,7 +420,7 @@ def examine(
     settings = settings_of(config, sparsity, groups, structure)
     job = prepare(run, config, losses, optim, [])
     if config.method == "structured":
-        target_of(structure, job.dense.config, config.prune_vocabulary)
+        checked_target(job, structure)
     else:
         sparse_stage(job, settings)
     return job

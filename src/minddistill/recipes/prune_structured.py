@@ -17,7 +17,7 @@ from ..distill.objectives import Labels
 from ..errors import UserError
 from ..export import directory as exports
 from ..export import onnx
-from ..export.session import ONNX_FILE, Session
+from ..export.session import ONNX_FILE, Session, describe
 from ..files import read_json, write_json
 from ..models import store
 from ..models.config import ModelConfig
@@ -140,9 +140,26 @@ def target_of(structure: Structure, config: ModelConfig, words: bool = False) ->
     return found
 
 
+def checked_target(job: Job, structure: Structure) -> Target:
+    """What the flags ask for, which the losses can be computed for.
+
+    Raises:
+        UserError: flags, model and teacher do not go together.
+    """
+    target = target_of(structure, job.dense.config, job.config.prune_vocabulary)
+    job.objective(structured.keep_layers(job.dense, target.layers).config, _learnt_from(job, target))
+    return target
+
+
+def _learnt_from(job: Job, target: Target) -> str:
+    """The teacher's layers that those which are left learn from: what they were, where it is as deep as the model."""
+    as_deep = job.teacher.config.num_hidden_layers == job.dense.config.num_hidden_layers
+    return ",".join(map(str, target.layers)) if as_deep else "uniform"
+
+
 def structured_stages(job: Job, structure: Structure) -> tuple[Path, dict[str, float]]:
     """Prune in steps, training after each; returns the last one's model directory and metrics."""
-    target = target_of(structure, job.dense.config, job.config.prune_vocabulary)
+    target = checked_target(job, structure)
     if structure.target_speedup:
         target = _searched(job, structure, target)
     source, result = job.dense, (job.run.directory, {})
@@ -156,9 +173,6 @@ def _stage(
     job: Job, structure: Structure, target: Target, number: int, directory: Path, source: store.Weights
 ) -> Stage:
     now = target.on_the_way(job.dense.config, structure.budget, number, structure.steps)
-    # The layers that are left learn from those that they were.
-    as_deep = job.teacher.config.num_hidden_layers == job.dense.config.num_hidden_layers
-    layers = ",".join(map(str, target.layers)) if as_deep else "uniform"
 
     def build() -> Work:
         start = structured.keep_layers(source, target.layers) if number == 1 else source
@@ -167,7 +181,7 @@ def _stage(
             f"pruned, step {number} of {structure.steps}: {_shape(pruned.config)}; {start.config.parameters} parameters "
             f"to {pruned.config.parameters}"
         )
-        return job.work(pruned, directory, layers, lambda: {"pruned": _shape(pruned.config)})
+        return job.work(pruned, directory, _learnt_from(job, target), lambda: {"pruned": _shape(pruned.config)})
 
     return job.stage(directory.name if number < structure.steps else "prune", directory, build, source)
 
@@ -182,7 +196,7 @@ def _measured(job: Job, structure: Structure, weights: store.Weights) -> importa
     rows = job.train
     if 0 < structure.importance_rows < len(rows):
         rows = rows.take(np.random.default_rng(job.run.flags.seed).permutation(len(rows))[: structure.importance_rows])
-    model = job.build(weights)
+    model = store.build(weights, seed=job.run.flags.seed)  # in float32: gradients without a loss scale
     loss = Distiller(model, None, Labels(weights.config.problem))
     return importance.measure(
         loss,
@@ -267,7 +281,7 @@ def _speedup(job: Job, target: Target) -> float:
         for name, weights in (("dense", dense), ("small", small)):
             paths[name] = str(Path(scratch) / name)
             _export(weights, Path(scratch) / name)
-        with measure.subjects(paths, Session.open, _nothing, threads=1) as opened:
+        with measure.subjects(paths, Session.open, describe, threads=1) as opened:
             seconds = measure.alternate([subject for subject, _ in opened.values()], batch, _RUNS, warm_up=_WARM_UP)
     return float(np.median(seconds["dense"]) / np.median(seconds["small"]))
 
@@ -282,7 +296,3 @@ def _export(weights: store.Weights, target: Path) -> None:
         "minddistill prune",
         {},
     )
-
-
-def _nothing(session: Session) -> None:
-    """What is to be known of an opened model."""

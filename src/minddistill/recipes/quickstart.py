@@ -41,6 +41,7 @@ class Config:
     encoder: str = flag(_ENCODER, "pretrained encoder: model directory, or installed package that holds one")
     init_layers: str = flag(_LAYERS, "encoder layers that the student starts from")
     seed: int = flag(42, "of the whole job")
+    resume: bool = flag(True, "go on from what an earlier run left; false trains anew")
 
 
 def encoder_directory(name: str = _ENCODER) -> Path:
@@ -89,11 +90,12 @@ def run(config: Config) -> dict:
     )
     data = {split: str(out / "data" / split) for split in ("train", "dev", "test")}
     step = StepFlags(batch_size=32, buckets="off")
+    resume = "auto" if config.resume else False
     stage(1)
     teacher, _ = finetune.run(
         finetune.Config(model=str(encoder), train_data_dir=data["train"], eval_data_dir=data["dev"], epoch_size=1),
         OptimFlags(),
-        RunFlags(output_dir=str(out / "runs" / "teacher"), seed=config.seed, log_interval=50),
+        RunFlags(output_dir=str(out / "runs" / "teacher"), resume=resume, seed=config.seed, log_interval=50),
         step,
     )
     _publish(teacher, out / "teacher")
@@ -108,7 +110,7 @@ def run(config: Config) -> dict:
         ),
         task_distill.Learning(td_phase1_learning_rate=1e-4, td_phase2_learning_rate=5e-5),
         StudentFlags(student="minilm-l3", init_from_teacher=config.init_layers),
-        RunFlags(output_dir=str(out / "runs" / "student"), seed=config.seed, log_interval=50),
+        RunFlags(output_dir=str(out / "runs" / "student"), resume=resume, seed=config.seed, log_interval=50),
         step,
     )
     _publish(student, out / "student")

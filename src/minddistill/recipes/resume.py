@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ..config import flags
 from ..data import records
 from ..errors import UserError
-from ..files import checksum, model_path, read_json, remove_parts, write_json
+from ..files import checksum, damaged, model_path, read_json, remove_parts, write_json
 
 # They say where, on what and how often, not what is learnt. Where models and records are does not count either: the
 # content of those that a stage reads is part of its identity.
@@ -109,6 +110,9 @@ def begin_records(directory: Path, plan: Mapping[str, Any], workers: int) -> tup
     if finished.is_file():
         meta = read_json(finished, "the description of the records")
         refuse_another(finished, meta.get("plan", {}), plan, or_else)
+        for path, problem in damaged(directory, meta.get("files", {})):
+            raise UserError(f"{path}: {problem}; {or_else}, and give the command again")
+        shutil.rmtree(directory / records.WORK, ignore_errors=True)  # of a run that was killed at its very end
         return meta, workers
     there = {file.name for place in (directory, note.parent) if place.is_dir() for file in place.iterdir()}
     if note.is_file() and there - {records.WORK, note.name}:  # a plan of which nothing was written binds nobody

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +14,13 @@ from .. import runtime
 from ..errors import UserError
 from ..files import remove_parts
 from ..train.checkpoint import Checkpoints
-from ..train.log import RunLog
+from ..train.log import BOARD, METRICS, RunLog
 from .checks import Load, check_load
 from .flags import RunFlags, StepFlags
 
 DONE = "done.json"
+_APPEARS = 60.0  # seconds; NFS keeps what it knows of a directory for so long
+BEST_PREDICTIONS = "predictions_best.tsv"
 CACHING = "teacher_cache.json"  # what was decided on the teacher's cache
 
 
@@ -90,14 +94,31 @@ def open_run(flags: RunFlags, step: StepFlags, place: runtime.Runtime, stages: S
         raise UserError(f"--resume true: {directory} holds no earlier run; give its --output_dir, or --resume auto")
     if not place.rank:
         directory.mkdir(parents=True, exist_ok=True)
+        if flags.resume is False:
+            (directory / METRICS).unlink(missing_ok=True)
+            shutil.rmtree(directory / BOARD, ignore_errors=True)
         for stage in [directory / name for name in stages]:
             _tidy(stage, start_over=flags.resume is False)
-    place.all()  # the directory is there for every process
+    place.all()
+    if not place.all(_appears(directory)):
+        raise UserError(
+            f"--output_dir {directory}: not seen by every process; the nodes of a run need a directory that they share"
+        )
     log = RunLog(None if place.rank else directory, flags.log_interval)
     try:
         yield Run(place, directory, log, flags, step)
     finally:
         log.close()
+
+
+def _appears(directory: Path) -> bool:
+    """Whether a directory that another process has made is there, soon: a network's file system remembers what was not."""
+    until = time.monotonic() + _APPEARS
+    while not directory.is_dir():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def _tidy(stage: Path, start_over: bool) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
@@ -23,6 +23,7 @@ from ..config import flag, parse, read_yaml
 from ..errors import UserError
 from ..files import read_json, write_json, write_text
 from ..train.log import read_metrics
+from ..workers import core_count
 from . import distill, finetune, task_distill
 from .resume import KEEPING
 from .stage import DONE
@@ -96,6 +97,11 @@ def _checked(config: Config, space: Mapping[str, Any]) -> dict[str, Any]:
     held = sorted({"output_dir", "resume", "distribute"} & space.keys())
     if held:
         raise UserError(f"--space {config.space}: {held[0]}: cannot vary; take it out")
+    kinds = {name: kind for group in _STAGES[config.command].GROUPS for name, kind in get_type_hints(group).items()}
+    for name, values in space.items():
+        read = [value for value in getattr(values, "choices", ()) if isinstance(value, bool)]
+        if read and kinds.get(name, bool) is not bool:
+            raise UserError(f"--space {config.space}: {name}: YAML reads {read[0]} there; put the word in quotes")
     for setting in ends(space):
         try:
             parse(f"minddistill {config.command}", "", _STAGES[config.command].GROUPS, _words(file, setting))
@@ -116,7 +122,7 @@ def _helpers(config: Config) -> list[subprocess.Popen]:
     words += ["--command", config.command, "--trials", str(config.trials), "--prune", str(config.prune).lower()]
     words += ["--output_dir", config.output_dir, "--refit", "0"]
     if config.processes > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // config.processes, 1)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(core_count() // config.processes, 1)))
     seeds = range(config.seed + 1, config.seed + config.processes)
     return [subprocess.Popen([*words, "--seed", str(1000 * seed)], stdout=subprocess.DEVNULL) for seed in seeds]
 
@@ -130,6 +136,8 @@ def _search(config: Config, base: Mapping[str, Any], space: Mapping[str, Any], d
 
     def evaluate(trial: Any, setting: dict[str, Any]) -> float:
         place = directory / "trials" / _name(setting)
+        if setting in studies.settings(study) and (place / DONE).is_file():
+            return _metric(place, config)[1]  # known; its models may be gone
         told = ", ".join(f"{name} {_short(value)}" for name, value in setting.items())
         seen: set[int] = set()
         pruned = ""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +18,7 @@ from mindspore import Parameter, Tensor, nn
 from ..config import dump
 from ..data.loader import Loader
 from ..distill.distiller import Distiller
+from ..errors import UserError
 from ..files import read_json, write_json
 from ..prune.sparse import Pruner
 from ..train.checkpoint import Checkpoints, Saved, TrainState
@@ -23,7 +28,9 @@ from ..train.optim import OptimConfig, Update, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
 from ..train.watch import INTERVAL, Watch
 from . import resume
-from .run import DONE, Run
+from .run import BEST_PREDICTIONS, DONE, Run
+
+_LATER = 5.0  # seconds that the first process has, to write the rows that broke a run, before another ends it
 
 
 class Companion(Protocol):
@@ -115,13 +122,18 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
     """
     identity = resume.identity(stage.groups, stage.content, stage.free, stage.run.place.size)
     done, checkpoints = stage.directory / DONE, Checkpoints(stage.directory / "checkpoints", stage.keep)
+    saved, broken = (None, []) if done.is_file() else checkpoints.newest()
+    if not stage.run.place.same(-1 if done.is_file() else saved.step if saved else 0):
+        raise UserError(
+            f"--output_dir {stage.directory}: the processes see different checkpoints; the nodes of a run need a directory "
+            "that they share"
+        )
     if done.is_file():
         record = read_json(done, "the note of a finished stage")
         resume.refuse_another(done, record["identity"], identity)
         result = stage.directory / record["result"]
         stage.run.log.line(f"{stage.name}: finished before; its result is {result}")
         return result, record["metrics"]
-    saved, broken = checkpoints.newest()
     if broken:
         stage.run.log.line(f"{stage.name}: passed over as broken in {checkpoints.directory}: {', '.join(broken)}")
     if saved:
@@ -153,7 +165,9 @@ class _Training:
             work.pruner.begin(self.state.step, resumed=saved is not None)
         announced = _announced(step, self.log, len(work.batches.buckets))
         directory = stage.directory if self.leads else None
-        self.watch = Watch(announced, self.state, stage.run.flags.max_skipped_steps, self._places, directory)
+        # All come to the same end at the same step, save where only one was told to stop: it must not wait for the others.
+        wait = 0.0 if self.leads else _LATER
+        self.watch = Watch(announced, self.state, stage.run.flags.max_skipped_steps, self._places, directory, wait)
         self.judged, self.metrics = -1, {}  # the step and the metrics of the latest evaluation
         self.seconds = self.waited = 0.0  # of the training, and of these for data
 
@@ -184,8 +198,9 @@ class _Training:
                 stop_early=self._no_better if stage.patience else None,
             )
         except Stopped:
-            self.watch.check(state, ())
-            self.checkpoints.save(state)
+            with _deaf():
+                self.watch.check(state, ())
+                self.checkpoints.save(state)
             self.log.stop()
             again = " with --resume auto" if stage.run.flags.resume is False else ""
             self.log.line(f"{stage.name}: stopped at step {state.step}; the same command{again} goes on from there")
@@ -209,6 +224,9 @@ class _Training:
         stage, state = self.stage, self.state
         if self.leads:
             self.work.save("last", self.metrics)
+        if self.leads and not state.best:  # one that is there is of an earlier run, which --resume false forgot
+            shutil.rmtree(stage.directory / "best", ignore_errors=True)
+            (stage.directory / BEST_PREDICTIONS).unlink(missing_ok=True)
         name, found = "best" if state.best else "last", state.best.get("metrics", {})
         result = stage.directory / name
         self.log.line(
@@ -260,6 +278,19 @@ class _Training:
         train = self.work.batches
         planned = train.plan(epoch)[position]
         return [train.rows.place(int(row)) for row in planned.rows[: planned.real]]
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """A SIGTERM meanwhile is one more of the same order: it does not break off what that asked for."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _announced(step: Callable[..., tuple], log: RunLog, shapes: int) -> Callable[..., tuple]:

@@ -50,7 +50,7 @@ def run(
     if not config.do_train and config.distribute:
         raise UserError("--do_train false --distribute true: evaluation runs in one process; give --distribute false")
     if not config.do_train:
-        return evaluate_all(config, learning, run_flags, config.load_td1_ckpt_path, run_flags.output_dir)
+        return evaluate_all(config, run_flags, config.load_td1_ckpt_path, student.heads, run_flags.output_dir)
     run_flags.output_dir = run_flags.output_dir or "runs/task_distill"
     place = runtime.start(config.device_target, config.device_id, config.distribute, config.device_num)
     with open_run(run_flags, step_flags, place, ("phase1", "")) as opened:
@@ -72,6 +72,7 @@ def phase_one(job: Job) -> Stage:
     """
     job.require_one_teacher("phase 1 (--load_td1_ckpt_path leaves it out)")
     # What phase 2 refuses is told before phase 1.
+    job.require_evaluated()
     job.learning.phase(2)
     predictions(job)
     weights, origin, wanted = starting_point(job)
@@ -135,6 +136,7 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
     Args:
         command: that the student's record names.
     """
+    job.require_evaluated()
     with job.run.log.check("student") as found:
         weights = student_at(job, first) if job.config.load_td1_ckpt_path else store.read_weights(first)
         wanted = weights.config.with_(**job.head)

@@ -199,7 +199,7 @@ class Job:
         owner = teacher_cache.identity(teacher, self.train, types, self.caches)
         layout = teacher_cache.layout_of(teacher.config, pairs)
         if pairs is None:
-            layout = teacher_cache.begun(self.caches, owner) or layout
+            layout = teacher_cache.whole(self.caches, owner, self.train.length) or layout
         return owner, layout, self.config.td_phase2_epoch_size + (self.config.td_phase1_epoch_size if pairs else 0)
 
     def check_load(self, student: ModelConfig, trained: int, pairs: LayerMap | None) -> None:
@@ -228,6 +228,15 @@ class Job:
             cache,
         )
         self.run.check_load(load)
+
+    def require_evaluated(self) -> None:
+        """See that `--eval_steps` is set only where something is evaluated.
+
+        Raises:
+            UserError: it is set, and nothing is.
+        """
+        if not self.config.do_eval:
+            common.refuse_unevaluated(eval_steps=self.learning.eval_steps)
 
     def require_real_positions(self, pairs: LayerMap | None) -> None:
         """See that layers are compared at the positions that a cache keeps.
@@ -312,7 +321,6 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
     dev = None
     if first:
         dev = common.read_checked(first, "--eval_data_dir", weights.config, weights.directory, **options)
-        dev.require_labels("--eval_data_dir")
     if carried:
         with run.log.check("teacher") as found:
             teachers = [_carried(weights, train)]
@@ -332,7 +340,7 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
         weights = teachers[0]
         train.check_classes(weights.config.num_labels, learnt=True)
         if dev is not None:
-            dev.check_classes(weights.config.num_labels)
+            common.check_evaluated(dev, weights.config)
         found("a number" if weights.config.regression else ", ".join(weights.config.labels))
     if config.do_eval and dev is None:
         raise UserError("--eval_data_dir is empty; expected a record directory, or --do_eval false")
@@ -483,7 +491,22 @@ def student_at(job: Job, path: str | Path) -> store.Weights:
         )
     common.check_vocabulary(job.train, weights.config, weights.directory)
     job.student.refuse_other(weights.config, weights.source)
-    return weights
+    return _with_classifier_of(job, weights)
+
+
+def _with_classifier_of(job: Job, weights: store.Weights) -> store.Weights:
+    """A student's weights without a classifier that is of other labels than its teacher's."""
+    have, wanted = weights.config, job.teacher.config
+    unnamed = tuple(f"LABEL_{index}" for index in range(wanted.num_labels))
+    equally_many = len(have.labels) == len(wanted.labels)
+    same = wanted.regression or common.same_labels(have.labels, wanted.labels)
+    same = same or (equally_many and unnamed in (have.labels, wanted.labels))
+    if not have.labels or (have.problem == wanted.problem and same):
+        return weights
+    told = [f"{', '.join(config.labels)} ({config.problem})" for config in (have, wanted)]
+    job.run.log.line(f"{weights.source}: its classifier is of {told[0]}; that of {told[1]} is learnt anew")
+    values = {path: value for path, value in weights.values.items() if not path.startswith("classifier.")}
+    return store.Weights(have, values, weights.source, weights.fit)
 
 
 def first_student(job: Job, weights: store.Weights | None, wanted: ModelConfig) -> TextModel:
@@ -545,13 +568,17 @@ def evaluate_others(job: Job, model: Path) -> None:
     """Measure a model on every directory of `--eval_data_dir`, where training has measured it on the first of several."""
     if job.config.do_eval and "," in job.config.eval_data_dir:
         out = str(job.run.directory / "evaluation")
-        evaluate_all(job.config, job.learning, job.run.flags, str(model), out)
+        evaluate_all(job.config, job.run.flags, str(model), job.student.heads, out)
 
 
 def evaluate_all(
-    config: Config, learning: Learning, run_flags: RunFlags, model: str, output_dir: str
+    config: Config, run_flags: RunFlags, model: str, heads: int, output_dir: str
 ) -> tuple[Path, dict[str, float]]:
-    """Measure a model on every directory of `--eval_data_dir`; the first one's metrics are returned."""
+    """Measure a model on every directory of `--eval_data_dir`; the first one's metrics are returned.
+
+    Args:
+        heads: attention heads, of a file without `config.json`.
+    """
     if not model:
         raise UserError("--do_train false: --load_td1_ckpt_path is empty; expected the student to evaluate")
     found = evaluate.run(
@@ -563,7 +590,7 @@ def evaluate_all(
             verify_records=run_flags.verify_records,
             output_dir=output_dir,
             task_name=config.task_name,
-            num_attention_heads=learning.teacher_num_attention_heads,
+            num_attention_heads=heads,
             device_target=config.device_target,
             device_id=config.device_id,
         ),

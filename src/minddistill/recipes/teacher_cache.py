@@ -92,14 +92,15 @@ def outline_in(caches: str) -> str:
     return str(found[0].parent) if found else ""
 
 
-def begun(caches: Path, owner: dict[str, Any]) -> Layout | None:
-    """The layout of a cache that holds this teacher's logits for these rows, or None."""
+def whole(caches: Path, owner: dict[str, Any], length: np.ndarray) -> Layout | None:
+    """The layout of a cache in which all shards are that hold this teacher's logits for rows of these lengths, or None."""
     for note in sorted(caches.glob(f"{_key(owner)}_*/{NOTE}")):
         known = noted(note).get("layout")
         if known is None:
             continue
         layout = Layout(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
-        if layout.classes:
+        shards = len(TeacherCache(note.parent, layout, length, owner).shards)
+        if layout.classes and len(list(note.parent.glob("shard_*.json"))) == shards:
             return layout
     return None
 

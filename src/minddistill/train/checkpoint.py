@@ -73,6 +73,11 @@ class Saved:
         """Configuration, data and teacher of the run that saved it."""
         return json.loads(self.header["identity"])
 
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return json.loads(self.header["state"])["step"]
+
     def into(self, state: TrainState) -> None:
         """Bring a state to where this one was saved."""
         for name, parameter in state.tensors().items():

@@ -17,6 +17,8 @@ from ..errors import UserError
 from ..files import append_line, telling_full_disk, write_text
 from .checkpoint import TrainState
 
+METRICS, BOARD = "metrics.jsonl", "tensorboard"  # what a run directory holds of a run's numbers
+
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
 
@@ -130,7 +132,7 @@ class RunLog:
         if self.directory is None:
             return
         row = {"stage": stage, "epoch": epoch, "step": step, **found}
-        append_line(self.directory / "metrics.jsonl", json.dumps(row))
+        append_line(self.directory / METRICS, json.dumps(row))
         # Not at the top: with PyTorch installed it takes seconds, which commands that train nothing need not wait for.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event
@@ -147,7 +149,7 @@ class RunLog:
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop what `metrics.jsonl` holds of a stage's later steps, which are done again, and a line cut short."""
-        path = self.directory / "metrics.jsonl" if self.directory else None
+        path = self.directory / METRICS if self.directory else None
         if path is None or not path.is_file():
             return
         kept = [row for row in _rows(path) if not (row["stage"] == stage and row["step"] > step)]
@@ -155,7 +157,7 @@ class RunLog:
 
     @property
     def _board(self) -> Path:
-        return self.directory / "tensorboard"
+        return self.directory / BOARD
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -172,7 +174,7 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: there is no such file, or it has no rows.
     """
-    path = directory / "metrics.jsonl"
+    path = directory / METRICS
     if not path.is_file():
         raise UserError(f"{directory}: no metrics.jsonl in it; expected a run directory")
     rows = list(_rows(path))
