@@ -29,22 +29,20 @@ class Runtime:
 
     def all(self, true: bool = True) -> bool:
         """Whether it is true in every process; each waits for the others."""
-        if self.size == 1:
-            return true
-        import mindspore as ms
-        from mindspore import ops
-
-        return int(ops.AllReduce()(ms.Tensor([int(true)], ms.float32)).asnumpy()[0]) == self.size
+        return bool(self._sum(int(true)) == self.size)
 
     def same(self, number: int) -> bool:
         """Whether a whole number is the same in every process, as far as float32 tells."""
+        return self.all(bool(self._sum(0 if self.rank else number) == np.float32(number)))
+
+    def _sum(self, number: int) -> np.float32:
+        """The sum over all processes; each waits for the others."""
         if self.size == 1:
-            return True
+            return np.float32(number)
         import mindspore as ms
         from mindspore import ops
 
-        first = ops.AllReduce()(ms.Tensor([0 if self.rank else number], ms.float32)).asnumpy()[0]
-        return self.all(bool(first == np.float32(number)))
+        return ops.AllReduce()(ms.Tensor([number], ms.float32)).asnumpy()[0]
 
     def reducer(self, parameters: Any) -> Any:
         """A cell that averages gradients over all processes; None where there is one."""

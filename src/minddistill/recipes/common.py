@@ -280,7 +280,7 @@ def label_order(have: Sequence[str], labels: Sequence[str], source: str, records
     Raises:
         UserError: the model was not trained on these labels; names it by `source`, and the directory of the records.
     """
-    if len(have) == len(labels) and all(name == f"LABEL_{index}" for index, name in enumerate(have)):
+    if len(have) == len(labels) and unnamed(have):
         return None
     if sorted(have) == sorted(labels):
         return [list(have).index(name) for name in labels]
@@ -307,6 +307,11 @@ def refuse_unevaluated(**values: int) -> None:
             )
 
 
+def unnamed(labels: Sequence[str]) -> bool:
+    """Whether they are the names that Hugging Face gives labels without names."""
+    return list(labels) == [f"LABEL_{index}" for index in range(len(labels))]
+
+
 def same_labels(have: Sequence[str], theirs: Sequence[str]) -> bool:
     """Whether two lists name the same labels in the same order; case counts where it alone tells them apart."""
     if sorted(have) == sorted(theirs):
@@ -324,8 +329,7 @@ def check_evaluated(rows: Rows, config: ModelConfig | WordConfig) -> None:
     rows.require_labels("--eval_data_dir")
     rows.check_classes(config.num_labels)
     have, theirs = config.labels, rows.meta.get("labels", [])
-    named = theirs and not config.regression and any(name != f"LABEL_{index}" for index, name in enumerate(have))
-    if named and not same_labels(have, theirs):
+    if theirs and not config.regression and not unnamed(have) and not same_labels(have, theirs):
         raise UserError(
             f"--eval_data_dir {rows.directory}: labels {', '.join(theirs)}; the training records have {', '.join(have)}, in "
             "this order; prepare both with one command, or with --labels"

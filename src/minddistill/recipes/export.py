@@ -36,7 +36,6 @@ def run(config: Config) -> Path:
     runtime.start()
     weights = store.read_weights(config.model, config.num_attention_heads)
     weights.config.require_classifier(config.model)
-    store.build(weights)  # which sees that all are there, of the right shapes, and numbers
     parameters = {
         "parameters": sum(value.size for path, value in weights.values.items() if not path.startswith("mlm."))
     }
@@ -45,6 +44,7 @@ def run(config: Config) -> Path:
         if config.format == "mindir":
             mindir.save(weights, part / directory.MINDIR_FILE)
         else:
+            store.build(weights)  # as MindIR is: which sees that all are there, of the right shapes, and numbers
             onnx.save(onnx.build(weights, config.fp16), part / directory.ONNX_FILE)
 
     command = f"minddistill export --format {config.format}"

@@ -85,7 +85,7 @@ def train(
         student = StudentFlags(seq_length=shape.max_length)
         job = task_job.prepare(opened, task, learning, student)
         order = common.outputs_of(shape, job.train, config.model)
-        if order not in (None, sorted(order or [])):
+        if order and order != sorted(order):
             raise UserError(
                 f"{config.model}: its labels are {', '.join(shape.labels)}, those of {job.train.directory} in another order "
                 f"({', '.join(job.train.meta['labels'])}); train it on such records first (minddistill task-distill)"

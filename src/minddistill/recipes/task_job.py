@@ -497,10 +497,9 @@ def student_at(job: Job, path: str | Path) -> store.Weights:
 def _with_classifier_of(job: Job, weights: store.Weights) -> store.Weights:
     """A student's weights without a classifier that is of other labels than its teacher's."""
     have, wanted = weights.config, job.teacher.config
-    unnamed = tuple(f"LABEL_{index}" for index in range(wanted.num_labels))
-    equally_many = len(have.labels) == len(wanted.labels)
     same = wanted.regression or common.same_labels(have.labels, wanted.labels)
-    same = same or (equally_many and unnamed in (have.labels, wanted.labels))
+    if len(have.labels) == len(wanted.labels):
+        same = same or common.unnamed(have.labels) or common.unnamed(wanted.labels)
     if not have.labels or (have.problem == wanted.problem and same):
         return weights
     told = [f"{', '.join(config.labels)} ({config.problem})" for config in (have, wanted)]
