@@ -156,9 +156,9 @@ def main() -> None:
             note = f"{key.replace('_', ' ')} of records written, process start included; SST-2 and wiki text"
             result = {"id": "D1", "ratio": round(written[key] / target, 2), "spread": [], "target": target}
             results.append(result | {"ours": round(written[key], 1), "peer": target, "note": note})
-    known = json.loads(args.output.read_text())["cases"] if args.output.is_file() else []
+    earlier = json.loads(args.output.read_text()) if args.output.is_file() else {"machine": "", "cases": []}
     names = {result["id"] for result in results}
-    kept = [case for case in known if case["id"] not in names]
+    kept = [{"machine": earlier["machine"], **case} for case in earlier["cases"] if case["id"] not in names]
     ordered = sorted(kept + results, key=lambda case: [*CASES, "D1"].index(case["id"]))
     args.output.write_text(json.dumps({"machine": machine(), "cases": ordered}, indent=2) + "\n")
     for result in results:

@@ -3,7 +3,8 @@
     python benchmarks/whole.py WORK TEACHER DEV [--peer plain_64] [--seed 0] [--output whole.json]
 
 WORK is what bench.py made, TEACHER a classifier of SST-2, DEV its dev records. The seconds are to be compared with
-those that bench.py extrapolates from a sample of the steps. A phase that is finished is not run again.
+those that bench.py extrapolates from a sample of the steps. A phase that is finished is not run again; one that was
+stopped begins anew.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -36,7 +38,6 @@ def ours(work: Path, teacher: Path, out: Path, seed: int) -> list[list[str]]:
             ("--output_dir", out / side),
             ("--load_teacher_ckpt_path", teacher),
             ("--load_td1_ckpt_path", out / "ours_sst2" / "phase1" / "last"),
-            ("--resume", "auto"),
         ):
             if flag in words:
                 words[words.index(flag) + 1] = str(value)
@@ -81,6 +82,8 @@ def main() -> None:
         measured = found.setdefault(f"{side}, seed {args.seed}", {})
         for phase, words in zip(("phase 1", "phase 2"), commands, strict=True):
             if phase not in measured:
+                if side == "ours":  # the peer's keeps nothing on the way
+                    shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
                 measured[phase] = round(timed(words), 1)
                 args.output.write_text(json.dumps(found, indent=2) + "\n")
         if "accuracy" not in measured:
