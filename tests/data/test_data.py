@@ -1,5 +1,7 @@
 """Records, loader, tasks and corpus: round trips, and bad input named."""
 
+import bz2
+import gzip
 import json
 import struct
 from pathlib import Path
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from minddistill.data import records
-from minddistill.data.corpus import fill_segments, mask_tokens, sentences
+from minddistill.data.corpus import fill_segments, mask_tokens, read_documents, sentences
 from minddistill.data.loader import Loader, choose_buckets
 from minddistill.data.tasks import TASKS, label_table, read_examples, task_named
 from minddistill.errors import UserError
@@ -48,6 +50,30 @@ def test_records_round_trip(directory):
     found.check_classes(2)
     assert found.label.tolist() == [0, 1, 0, 1, 0]
     assert found.ids[2].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_shards_of_mindspores_own_writer_are_read_once_each(tmp_path):
+    from mindspore.mindrecord import FileWriter
+
+    columns = records.schema(8, 5, "int64")["columns"]
+    writer = FileWriter(str(tmp_path / "zoo.mindrecord"), shard_num=2)
+    writer.add_schema({name: {"type": column["type"], "shape": column["shape"]} for name, column in columns.items()})
+    writer.write_raw_data([{name: np.asarray(value, np.int64) for name, value in row.items()} for row in rows()])
+    writer.commit()
+    assert sorted(file.name for file in tmp_path.glob("*.mindrecord?")) == ["zoo.mindrecord0", "zoo.mindrecord1"]
+    found = records.read_rows(tmp_path, kind="mindrecord", vocab_size=20)
+    assert sorted(found.length.tolist()) == sorted(LENGTHS)
+
+
+def test_of_names_without_an_ending_those_of_records_are_read(tmp_path):
+    path = written(tmp_path / "records")
+    (path / "meta.json").unlink()
+    (path / "part.tfrecord").rename(path / "part-00000")
+    (path / "_SUCCESS").touch()
+    assert [file.name for file in records.record_files(path, "tfrecord")] == ["part-00000"]
+    (path / "part-00000").rename(path / "train.tf_record-00000")
+    (path / "README").write_text("of the rows")
+    assert records.read_rows(path).length.tolist() == list(LENGTHS)
 
 
 def test_rows_that_a_schema_leaves_out_are_told(directory):
@@ -261,6 +287,13 @@ def test_every_row_comes_once_an_epoch_on_any_number_of_ranks(size, tokens):
     assert all(rows == told[0] for rows in told) and sum(told[0]) == pytest.approx(103)
 
 
+def test_what_is_left_over_has_the_shortest_length_that_holds_it():
+    loader = Loader(many(9, longest=30), 4, buckets=[30], seed=1)
+    loader.rows.length[:] = 12
+    loader.buckets = [10, 20, 30]
+    assert sorted((planned.length, planned.real) for planned in loader.plan(0)) == [(20, 1), (20, 4), (20, 4)]
+
+
 def test_order_is_of_seed_and_epoch_and_resumes_in_the_middle():
     loader = Loader(many(), 8, buckets=[10, 20, 30], seed=1)
     first = [batch["row"].asnumpy().tolist() for batch in loader.epoch(0)]
@@ -354,6 +387,21 @@ def test_sentences_split_at_their_ends():
     ]
     quoted = ['He said "No."', "(It rained.)", "[Yes!] We stayed."]
     assert sentences(" ".join(quoted)) == [*quoted[:2], "[Yes!]", "We stayed."]
+    chinese = ["\u4ed6\u6765\u4e86\u3002", "\u201c\u771f\u7684\uff1f\uff01\u201d", "\u597d", "\u3002"]
+    assert sentences("".join(chinese)) == [*chinese[:2], "".join(chinese[2:])]
+
+
+@pytest.mark.parametrize(("ending", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress)])
+def test_documents_are_parted_by_blank_lines_or_as_wikiextractor_does(tmp_path, ending, pack):
+    plain = "One.\nTwo.\n\n\nThree.\n"
+    extracted = '<doc id="7" url="x?curid=7" title="A < B">\nA\n\nOne.\nTwo.\n</doc>\n\n<doc id="8">\nB\n</doc>\nC\n'
+    for text, expected in (
+        (plain, [["One.", "Two."], ["Three."]]),
+        (extracted, [["A", "One.", "Two."], ["B"], ["C"]]),
+    ):
+        path = tmp_path / f"wiki_00{ending}"
+        path.write_bytes(pack(text.encode()))
+        assert list(read_documents(path)) == expected
 
 
 def test_segments_are_full_and_open_with_whole_sentences():

@@ -1,25 +1,33 @@
 """Raw text to segments for general distillation.
 
-Text is one paragraph a line with a blank line between documents. Every segment is full: `[CLS] A [SEP] B [SEP]` of
-exactly the length asked for, A and B whole sentences of one document in their order, only the last one cut where the
-segment ends; the next segment opens with that sentence, whole. What does not fill a segment at a document's end goes
-on with the next document behind a new `[SEP]`.
+Text is one paragraph a line with a blank line between documents, or what WikiExtractor writes: documents between lines
+`<doc id=...>` and `</doc>`. Every segment is full: `[CLS] A [SEP] B [SEP]` of exactly the length asked for, A and B whole
+sentences of one document in their order, only the last one cut where the segment ends; the next segment opens with that
+sentence, whole. What does not fill a segment at a document's end goes on with the next document behind a new `[SEP]`.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
 
-# A sentence ends at . ! or ?, with closing quotes, before white space and what may open a sentence.
-_SENTENCE_END = re.compile(r"(?<=[.!?])([\"')\]]*)\s+(?=[\"'(\[]*[A-Z0-9])")
+# A sentence ends at . ! or ?, with closing quotes, before white space and what may open a sentence; at the marks of
+# Chinese and Japanese wherever they stand.
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])"
+    r"|(?<=[\u3002\uff01\uff1f])(?![\u3002\uff01\uff1f])[\"')\]\u201d\u2019\u300d\u300f\uff09]*\s*"
+)
+_DOCUMENT = re.compile(r"<doc id=.*>|</doc>")
+_OPENERS = {".gz": gzip.open, ".bz2": bz2.open}
 
 
 def corpus_files(paths: Sequence[str]) -> list[Path]:
@@ -39,28 +47,30 @@ def corpus_files(paths: Sequence[str]) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            raise UserError(f"{path}: no such file; expected text, or gzipped text")
+            raise UserError(f"{path}: no such file; expected text, plain or packed by gzip or bzip2")
     if not found:
         raise UserError("--input is empty; expected text files or directories")
     return found
 
 
 def read_documents(path: Path) -> Iterator[list[str]]:
-    """Documents of a file as lists of paragraphs; a name that ends in .gz is unpacked on the way.
+    """Documents of a file as lists of paragraphs; a name that ends in .gz or .bz2 is unpacked on the way.
 
     Raises:
-        UserError: the file is not UTF-8 or not whole gzip; names the line.
+        UserError: the file is not UTF-8 or not whole; names the line.
     """
     document: list[str] = []
-    number = 0
+    number, inside = 0, False
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as handle
-        ):
+        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as handle:
             for number, line in enumerate(handle, 1):  # noqa: B007, the messages below name it
-                if line.strip():
-                    document.append(line.strip())
-                elif document:
+                line = line.strip()
+                mark = _DOCUMENT.fullmatch(line)
+                if line and not mark:
+                    document.append(line)
+                    continue
+                inside = line.startswith("<doc ") if mark else inside
+                if document and (mark or not inside):  # blank lines part only documents that nothing else parts
                     yield document
                     document = []
     except UnicodeDecodeError as error:
@@ -92,8 +102,8 @@ def chunks(files: Sequence[Path], characters: int) -> Iterator[list[list[str]]]:
 
 def sentences(paragraph: str) -> list[str]:
     """Split a paragraph at the ends of sentences."""
-    parts = _SENTENCE_END.split(paragraph)  # of each sentence but the last, what closes it comes by itself
-    return [body + closing for body, closing in zip(parts[::2], [*parts[1::2], ""], strict=True) if body + closing]
+    ends = [0, *(end.end() for end in _SENTENCE_END.finditer(paragraph)), len(paragraph)]
+    return [part for begin, end in pairwise(ends) if (part := paragraph[begin:end].rstrip())]
 
 
 def fill_segments(

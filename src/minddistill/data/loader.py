@@ -128,7 +128,10 @@ class Loader:
             batches += [PlannedBatch(part, length, union) for part in mine[:whole].reshape(-1, union)]
             left = mine[whole:]
         if len(left):
-            batches.append(PlannedBatch(np.resize(left, union), self.buckets[-1], len(left)))
+            # Of the shortest length that holds them: the longest may be met nowhere else, and compiled for these alone.
+            length = self.buckets[np.searchsorted(self.buckets, self.rows.length[left].max())]
+            union = max(self.batch_size, self.batch_tokens // length) * self.size
+            batches.append(PlannedBatch(np.resize(left, union), length, len(left)))
         return [batches[i] for i in generator.permutation(len(batches))] if self.shuffle else batches
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:

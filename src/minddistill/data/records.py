@@ -294,7 +294,12 @@ def finish_directory(directory: Path, table: dict | None, meta: Mapping[str, Any
 def _written(directory: Path) -> list[Path]:
     """The shards of a directory of any kind, and MindRecord's indices."""
     endings = {*SUFFIXES["tfrecord"], *SUFFIXES["mindrecord"], ".db", SHARD_ENDING}
-    return sorted(file for file in directory.iterdir() if file.suffix in endings and file.name[0] != ".")
+    return sorted(file for file in directory.iterdir() if _ending(file) in endings and file.name[0] != ".")
+
+
+def _ending(file: Path) -> str:
+    """The ending of a name, without the number that MindSpore's FileWriter puts behind that of a shard."""
+    return file.suffix.rstrip("0123456789") if file.suffix.startswith(SUFFIXES["mindrecord"]) else file.suffix
 
 
 def record_files(directory: Path, kind: str) -> list[Path]:
@@ -303,12 +308,14 @@ def record_files(directory: Path, kind: str) -> list[Path]:
     Raises:
         UserError: there are none of the kind asked for.
     """
-    found = sorted(file for file in directory.iterdir() if file.suffix in SUFFIXES[kind] and file.name[0] != ".")
-    if not found:
-        # The zoo's users have shards without an ending, such as part-00000.
+    found = sorted(file for file in directory.iterdir() if _ending(file) in SUFFIXES[kind] and file.name[0] != ".")
+    if not found and kind == "tfrecord":
+        # The zoo's users have shards without an ending, such as part-00000; it reads the names with "record" in them.
         known = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} | {".db", ".json", ".txt", ".md"}
-        found = sorted(f for f in directory.iterdir() if f.is_file() and f.suffix not in known and f.name[0] != ".")
-        found = found if kind == "tfrecord" else []
+        found = sorted(
+            f for f in directory.iterdir() if f.is_file() and _ending(f) not in known and f.name[0] not in "._"
+        )
+        found = [file for file in found if "record" in file.name] or found
     if not found:
         present = ", ".join(sorted(file.name for file in directory.iterdir())[:4]) or "nothing"
         raise UserError(
@@ -595,7 +602,8 @@ def _read_mindrecord(path: Path, names: list[str], table: dict | None) -> dict[s
     if not path.with_name(path.name + ".db").is_file():
         raise UserError(f"{path}: its index {path.name}.db is missing; copy both files of every shard")
     try:
-        pipeline = dataset.MindDataset(str(path), list(names), shuffle=False, num_parallel_workers=1)
+        # In a list: by its name alone, all shards that were written with it would be read.
+        pipeline = dataset.MindDataset([str(path)], list(names), shuffle=False, num_parallel_workers=1)
         read = _collect(pipeline)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
