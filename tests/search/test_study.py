@@ -1,5 +1,8 @@
 """Studies: how many trials run, what becomes of those that end early, and what is found."""
 
+import subprocess
+import sys
+
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
@@ -23,10 +26,10 @@ def hill(trial, setting):
 
 
 def test_trials_count_over_runs_and_find_the_hill(opened):
-    studies.optimize(opened(), SPACE, 10, hill)
+    studies.optimize(opened(), SPACE, 10, hill, seed=0)
     first = opened()
     assert len(studies.ended(first)) == 10
-    studies.optimize(first, SPACE, 25, hill)
+    studies.optimize(first, SPACE, 25, hill, seed=0)
     again = opened()
     assert len(studies.ended(again)) == 25 and again.best_params["x"] == pytest.approx(0.3, abs=0.1)
     drawn = [trial.params["x"] for trial in studies.ended(again)]
@@ -47,9 +50,9 @@ def test_a_stopped_setting_is_the_next(opened):
 
     study = opened()
     with pytest.raises(studies.Interrupted):
-        studies.optimize(study, SPACE, 4, stopped_once)
+        studies.optimize(study, SPACE, 4, stopped_once, seed=0)
     assert len(studies.ended(study)) == 1  # the stopped one does not count
-    studies.optimize(opened(), SPACE, 4, stopped_once)
+    studies.optimize(opened(), SPACE, 4, stopped_once, seed=0)
     assert met[2] == met[1] and len(studies.ended(opened())) == 4
 
 
@@ -58,7 +61,7 @@ def test_refused_settings_count_and_carry_their_reason(opened):
         raise studies.Refused("no such layer")
 
     study = opened()
-    studies.optimize(study, SPACE, 3, refused)
+    studies.optimize(study, SPACE, 3, refused, seed=0)
     assert [trial.user_attrs["refused"] for trial in studies.ended(study)] == ["no such layer"] * 3
     assert studies.importance(study) == {}
 
@@ -73,7 +76,7 @@ def test_trials_below_the_median_are_pruned(opened):
         return value
 
     study = opened()
-    studies.optimize(study, SPACE, 8, watched)
+    studies.optimize(study, SPACE, 8, watched, seed=0)
     states = [trial.state.name for trial in studies.ended(study)]
     assert states == ["COMPLETE"] * 6 + ["PRUNED"] * 2
 
@@ -100,5 +103,31 @@ def test_what_a_killed_process_left_is_run_by_another(opened, monkeypatch):
     left = study.ask(SPACE)
     study._storage.record_heartbeat(left._trial_id)
     drawn = []
-    studies.optimize(opened(), SPACE, 2, lambda trial, setting: drawn.append(setting) or hill(trial, setting))
+    studies.optimize(opened(), SPACE, 2, lambda trial, setting: drawn.append(setting) or hill(trial, setting), seed=0)
     assert len(studies.ended(opened())) == 2 and left.params in drawn
+
+
+def test_searches_that_begin_together_draw_settings_of_their_own(opened):
+    met, both = [], (opened(), opened())
+    for count in range(1, 9):
+        studies.optimize(both[count % 2], SPACE, count, lambda trial, setting: met.append(setting["x"]) or 0.5, seed=0)
+    assert len(set(met)) == 8
+
+
+def test_processes_may_open_a_study_at_once(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from optuna.distributions import FloatDistribution as F\n"
+        "from minddistill.search.study import open_study\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "open_study(Path(sys.argv[1]), {'x': F(0.0, 1.0)}, 0, True, {'model': 'a'})"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "study.db")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(words, **pipes) for _ in range(3)]
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in started:
+        assert process.communicate()[1] == "" and process.returncode == 0

@@ -120,11 +120,10 @@ def _helpers(config: Config) -> list[subprocess.Popen]:
     """The same search in further processes, which leave the end of it to this one."""
     words = [sys.executable, "-m", "minddistill", "search", "--config", config.config, "--space", config.space]
     words += ["--command", config.command, "--trials", str(config.trials), "--prune", str(config.prune).lower()]
-    words += ["--output_dir", config.output_dir, "--refit", "0"]
+    words += ["--output_dir", config.output_dir, "--refit", "0", "--seed", str(config.seed)]
     if config.processes > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(core_count() // config.processes, 1)))
-    seeds = range(config.seed + 1, config.seed + config.processes)
-    return [subprocess.Popen([*words, "--seed", str(1000 * seed)], stdout=subprocess.DEVNULL) for seed in seeds]
+    return [subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(config.processes - 1)]
 
 
 def _search(config: Config, base: Mapping[str, Any], space: Mapping[str, Any], directory: Path) -> Any:
@@ -168,7 +167,7 @@ def _search(config: Config, base: Mapping[str, Any], space: Mapping[str, Any], d
         return value
 
     try:
-        studies.optimize(study, space, config.trials, evaluate)
+        studies.optimize(study, space, config.trials, evaluate, config.seed)
     except studies.Interrupted:
         raise KeyboardInterrupt from None
     return study

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -47,13 +48,13 @@ def open_study(
         "heartbeat_stale_trial_callback": lambda study, trial: study.enqueue_trial(trial.params),
     }
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(file.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # searches that begin together make the tables once
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
             storage = optuna.storages.RDBStorage(f"sqlite:///{file}", **beats)
-        study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
+            study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
         described = {name: optuna.distributions.distribution_to_json(kind) for name, kind in space.items()}
         known, before = study.user_attrs.get(_SPACE), study.user_attrs.get(_FIXED, fixed)
-        begun = len(study.trials)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise UserError(
             f"{file}: {' '.join(str(error).split())[:200]}; expected a study of an earlier search"
@@ -68,10 +69,13 @@ def open_study(
         raise UserError(f"{file}: its trials have other flags: {told}; give what they had, or another --output_dir")
     study.set_user_attr(_SPACE, described)
     study.set_user_attr(_FIXED, dict(fixed))
-    # Seeded by what is there already, so that a search that goes on does not draw its first settings again.
-    study.sampler = optuna.samplers.TPESampler(seed=seed + begun, constant_liar=True)
+    study.sampler = _sampler(seed)
     study.pruner = optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner()
     return study
+
+
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def _told(space: Mapping[str, str]) -> str:
@@ -83,10 +87,13 @@ def optimize(
     space: Mapping[str, BaseDistribution],
     trials: int,
     evaluate: Callable[[Trial, dict[str, Any]], float],
+    seed: int,
 ) -> None:
     """Run trials until the study has so many that ended: complete, pruned or refused.
 
     Args:
+        seed: of what is drawn; each trial has its own, by its number, so that no other process, and no search that goes
+            on, draws it again.
         evaluate: the value of a setting; it reports values per epoch to the trial, and may raise Refused or
             optuna.TrialPruned.
 
@@ -95,6 +102,7 @@ def optimize(
     """
 
     def objective(trial: Trial) -> float:
+        study.sampler = _sampler(seed + trial.number)
         setting = {name: _drawn(trial, name, kind) for name, kind in space.items()}
         try:
             return evaluate(trial, setting)
