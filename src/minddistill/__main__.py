@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 from . import __version__, runtime
 from .errors import UserError
+from .signals import handled
 
 # Command: module of recipes, and its line in the overview.
 COMMANDS = {
@@ -58,36 +56,27 @@ def _run(name: str, argv: list[str]) -> tuple[int, str]:
     argv = [word for word in argv if word != "--debug"]
     os.environ.setdefault("GLOG_v", "3" if debug else "4")  # MindSpore's own errors come as exceptions too
     try:
-        with _sigterm_as_interrupt():
+        with handled(_interrupt, signal.SIGTERM):  # as Ctrl-C does
             importlib.import_module(f".recipes.{COMMANDS[name][0]}", __package__).main(argv)
     except UserError as error:
         if debug:
             raise
         return 2, str(error)
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141, ""  # as a shell tells of SIGPIPE
     except OSError as error:
-        if debug or error.filename is None:
+        if debug:
             raise
-        return 2, f"{error.filename}: {error.strerror}; check the path and its rights"
+        where = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        return 2, f"{where}; check the path and its rights"
     except KeyboardInterrupt:
         return 130, "stopped; the same command, unless with --resume false, goes on from the last saved point"
     return 0, ""
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does; only the main thread hears signals."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> None:

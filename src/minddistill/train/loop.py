@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..signals import handled
 from .checkpoint import TrainState
 
 
@@ -102,8 +103,8 @@ def fit(
     most_steps: int = 0,
     leads: bool = True,
     stop_early: Callable[[TrainState], bool] | None = None,
-) -> None:
-    """Train from where `state` stands to the end of `epochs`.
+) -> tuple:
+    """Train from where `state` stands to the end of `epochs`. Returns the outputs of the latest step; () if there was none.
 
     Args:
         step: from `build_step`.
@@ -114,13 +115,13 @@ def fit(
     Raises:
         Stopped: the process was told to stop; `state` is between two steps.
     """
+    outputs: tuple = ()
     with _signals(leads) as told:
         while state.epoch < epochs and not (stop_early and stop_early(state)):
-            outputs: tuple = ()
             seen = state.step  # the latest update
             for batch in batches.epoch(state.epoch, state.position):
                 if most_steps and state.step >= most_steps:
-                    return
+                    return outputs
                 state.position += 1
                 last = state.position % accumulate == 0 or state.position == len(batches)
                 outputs = step(batch, last)
@@ -139,6 +140,7 @@ def fit(
                     hook.do(state, outputs)
             if told.is_set():
                 raise Stopped
+    return outputs
 
 
 @contextmanager
@@ -148,9 +150,6 @@ def _signals(leads: bool) -> Iterator[threading.Event]:
     A second SIGTERM does not: a batch system's and the launcher's may both come.
     """
     told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
 
     def tell(number: int, frame: Any) -> None:
         if not leads:
@@ -159,9 +158,5 @@ def _signals(leads: bool) -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         told.set()
 
-    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(tell, signal.SIGINT, signal.SIGTERM):
         yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
