@@ -1,6 +1,6 @@
 """How many words a second `minddistill augment` asks a masked-LM model about, against one forward pass for each word.
 
-    python benchmarks/augment.py MLM TEXTS [--count 256] [--reference 8] [--threads 2] [--rounds 3]
+    python benchmarks/augment.py MLM TEXTS [--count 256] [--reference 8] [--threads 2] [--rounds 3] [--compute_type int8]
 
 MLM is a model directory with a masked-LM head, TEXTS a file with a sentence a line. The reference is the loop of TinyBERT's
 original in PyTorch: each word masked alone, one forward of one sentence, scores of all places, the 15 best. It runs over the
@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 from minddistill.data.augment import query_of
-from minddistill.recipes.augment import Config, _Mlm
 
 
 def reference(mlm: str, texts: list[str], threads: int):
@@ -53,9 +52,11 @@ def reference(mlm: str, texts: list[str], threads: int):
     return run
 
 
-def ours(mlm: str, texts: list[str], batch: int, compute_type: str):
+def ours(mlm: str, texts: list[str], batch: int, compute_type: str, threads: int):
     """The same of the command."""
-    model = _Mlm(Config(mlm=mlm, batch_size=batch, compute_type=compute_type))
+    from minddistill.recipes.likely_words import LikelyWords  # which starts MindSpore, with the threads that are set
+
+    model = LikelyWords(mlm, batch_size=batch, compute_type=compute_type, threads=threads)
     queries = [query_of(text) for text in texts]
 
     def run() -> tuple[int, float]:
@@ -81,7 +82,7 @@ def main() -> None:
     lines = options.texts.read_text(encoding="utf-8").splitlines()[: options.count]
     sides = {
         "reference": reference(options.mlm, lines[: options.reference], options.threads),
-        "ours": ours(options.mlm, lines, options.batch, options.compute_type),
+        "ours": ours(options.mlm, lines, options.batch, options.compute_type, options.threads),
     }
     first = {name: run()[1] for name, run in sides.items()}
     rates: dict[str, list[float]] = {name: [] for name in sides}

@@ -21,6 +21,10 @@ def test_text_becomes_records_without_the_slow_libraries(recipe):
     assert told(code) == "[]"
 
 
+def test_text_is_labelled_by_an_onnx_model_without_mindspore():
+    assert told("import sys, minddistill.recipes.label; print('mindspore' in sys.modules)") == "False"
+
+
 def test_mindspore_leaves_protocol_buffers_compiled():
     kind = "from google.protobuf.internal import api_implementation; print(api_implementation.Type())"
     assert told(f"import minddistill, mindspore; {kind}") == told(kind)

@@ -19,6 +19,7 @@ import crc32c
 
 from .errors import UserError
 
+RECORD_FILE = "minddistill.json"  # beside a model: what made it
 # Directories may be shared between hosts, and between containers, whose processes have the same numbers.
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _ABANDONED = 24 * 3600.0  # seconds after which another host's half-written file is no longer being written
@@ -228,6 +229,19 @@ def damaged(directory: Path, known: Any) -> Iterator[tuple[Path, str]]:
             yield path, "damaged or changed (checksum)"
 
 
+def refuse_damaged(directory: Path) -> None:
+    """See that the files of a model are as they were written, as far as `RECORD_FILE` tells.
+
+    Raises:
+        UserError: one is not; names it.
+    """
+    if not (directory / RECORD_FILE).is_file():
+        return
+    record = read_object(directory / RECORD_FILE, "what made the model")
+    for path, problem in damaged(directory, record.get("files", {})):
+        raise UserError(f"{path}: {problem}; copy the model again, or remove {RECORD_FILE} if you changed it")
+
+
 def refuse_foreign_links(directory: Path) -> None:
     """See that no file of a directory is a link to somewhere else.
 
@@ -254,12 +268,13 @@ def replace_directory(path: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         DiskFull: it does not fit; the earlier directory is as it was.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # "." has no name
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_directory(path)
     part, old = _part_of(path), path.with_name(path.name + ".old")
     try:
         with telling_full_disk(path, part=part):
+            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed and had this one's number
             part.mkdir()
             fill(part)
             for file in [*part.rglob("*"), part]:
@@ -277,9 +292,10 @@ def replace_directory(path: Path, fill: Callable[[Path], None]) -> None:
 def recover_directory(path: Path) -> None:
     """Bring back the earlier directory if a replacement was killed between its two renames."""
     whole = path.absolute()  # "." has no name
-    old = whole.with_name(whole.name + ".old")
-    if old.is_dir() and not path.exists():
-        os.rename(old, path)
+    for place in dict.fromkeys((whole, whole.resolve())):  # itself, or what a link leads to
+        old = place.with_name(place.name + ".old")
+        if old.is_dir() and not place.exists():
+            os.rename(old, place)
 
 
 def model_path(name: str | Path) -> Path:

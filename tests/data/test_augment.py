@@ -28,8 +28,36 @@ def test_every_candidate_word_is_replaced_at_probability_one():
     assert augment.replaced(query, {}, 1.0, 5, generator()) == []  # a word without candidates stays
 
 
+def test_what_stands_between_replaced_words_stays_as_it_was():
+    """So that a tokenizer of other words than BERT's still finds them, such as "n't"."""
+    query = augment.query_of("A caf\u00e9 : it 's n't GREAT, I\u2019d say  so!")
+    assert query.words == (
+        "a",
+        "cafe",
+        ":",
+        "it",
+        "'",
+        "s",
+        "n",
+        "'",
+        "t",
+        "great",
+        ",",
+        "i",
+        "\u2019",
+        "d",
+        "say",
+        "so",
+        "!",
+    )
+    found = augment.replaced(query, {1: ["bar"], 9: ["superb"]}, 1.0, 1, generator())
+    assert found == ["A bar : it 's n't superb, I\u2019d say  so!"]
+    assert augment.replaced(query, {9: ["great"]}, 1.0, 1, generator()) == []  # the word itself
+    assert augment.query_of("abc\u4e2d\u6587def").words == ("abc", "\u4e2d", "\u6587", "def")
+
+
 def test_words_are_replaced_at_their_rate_and_uniformly():
-    query = augment.Query(("alpha", "beta"), (0,))
+    query = augment.query_of("alpha beta")
     drawn = generator(1)
     found = [augment.replaced(query, {0: ["x", "y", "z"]}, 0.4, 1, drawn) for _ in range(3000)]
     changed = [lines[0].split()[0] for lines in found if lines]

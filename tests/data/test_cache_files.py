@@ -107,3 +107,14 @@ def test_cache_of_another_teacher_is_not_used(cache):
     other = TeacherCache(cache.directory, LAYOUT, LENGTH, {"teacher": "b"})
     left, dropped = other.missing()
     assert left == list(other.shards) and dropped == [f"{cache.directory}: of another teacher, data or precision"]
+
+
+def test_a_whole_cache_is_read_where_nothing_can_be_written(cache, monkeypatch):
+    assert cache.bytes_to_write() == LAYOUT.bytes(LENGTH)
+    first, *_ = cache.missing()[0]
+    rows = cache.rows_of(first)
+    cache.write(first, ((int(row), *outputs(row)) for row in rows))
+    assert cache.bytes_to_write() == LAYOUT.bytes(LENGTH) - LAYOUT.bytes(LENGTH[rows])
+    fill(cache)
+    monkeypatch.setattr(teacher_cache, "write_json", None)
+    assert cache.missing() == ([], []) and cache.bytes_to_write() == 0

@@ -218,6 +218,12 @@ def test_binary_cross_entropy_by_hand():
     assert float(alone.asnumpy()) == pytest.approx((np.log(2) + np.log1p(np.exp(2))) / 2, abs=1e-6)
 
 
+def test_the_gradient_of_binary_cross_entropy_at_zero_is_a_half_less_the_label():
+    slope = ms.grad(losses.binary_cross_entropy)
+    found = slope(tensor([[0.0, 0.0]]), tensor([[1.0, 0.0]]), tensor([1.0]), tensor(1.0)).asnumpy()
+    np.testing.assert_allclose(found, [[-0.25, 0.25]], atol=1e-6)
+
+
 def test_soft_binary_cross_entropy_has_the_temperature_on_both_sides():
     target, z = 1 / (1 + np.exp(-4 / 2)), 2 / 2
     expected = target * np.log1p(np.exp(-z)) + (1 - target) * np.log1p(np.exp(z))

@@ -1,6 +1,7 @@
 """Exported graphs against MindSpore: logits, names, metadata, and what a directory holds."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -136,6 +137,34 @@ def test_exported_directory_runs_without_its_model(teacher, tmp_path):
     assert record["parents"] == {"model": str(teacher)} and record["metrics"]["accuracy"] > 0.9
     assert {"config.json", "vocab.txt", "README.md"} <= {file.name for file in out.iterdir()}
     assert command("export", "--model", teacher, "--output_dir", out) == 0  # in the place of the earlier one
+    link = tmp_path / "current"
+    link.symlink_to("exported")
+    before = (out / "model.onnx").stat().st_ino
+    assert command("export", "--model", teacher, "--output_dir", link) == 0
+    assert link.is_symlink() and (out / "model.onnx").stat().st_ino != before
+    assert {file.name for file in tmp_path.iterdir()} == {"exported", "current"}
+
+
+def test_only_what_was_exported_is_replaced(teacher, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert command("export", "--model", teacher, "--output_dir", ".") == 0
+    assert (tmp_path / "here" / "model.onnx").is_file()
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "here", other)
+    (other / "minddistill.json").unlink()  # another maker's
+    assert command("export", "--model", teacher, "--output_dir", other) == 2 and (other / "model.onnx").is_file()
+    (tmp_path / "here" / "notes.txt").write_text("mine")
+    assert command("export", "--model", teacher, "--output_dir", tmp_path / "here") == 2
+    assert "holds notes.txt, not an exported model" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "here" / "notes.txt").read_text() == "mine"
+
+
+def test_sums_of_int8_products_do_not_overflow_on_older_processors(teacher, tmp_path):
+    """ONNX Runtime's own entry for x64 without VNNI; where there is VNNI it changes nothing."""
+    graph = graphs.build(store.read_weights(teacher)).SerializeToString()
+    options = runtime_session(graph).get_session_options()
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"
 
 
 def test_mindir_loads_with_the_same_logits_at_any_shape(tmp_path):

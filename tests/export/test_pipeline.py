@@ -3,8 +3,11 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -99,6 +102,26 @@ def test_texts_pairs_files_and_standard_input(exported, classify, tmp_path, caps
     out = tmp_path / "out.jsonl"
     assert printed(capsys, "--model", exported, "--file", tmp_path / "texts.txt", "--output_file", out) == []
     assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [TEXTS[0], "", TEXTS[1]]
+    (tmp_path / "texts.csv").write_text(f"number,text\n1,{TEXTS[0]}\n2,\n3,{TEXTS[1]}\n")
+    table = printed(capsys, "--model", exported, "--file", tmp_path / "texts.csv")
+    assert table == [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_what_is_no_file_is_not_replaced_by_the_output(exported, tmp_path, capsys):
+    flags = ["--model", exported, "--output_file"]
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    read: list[str] = []
+    reader.start()
+    assert command("predict", *flags, pipe, "good") == 0
+    reader.join(10)
+    assert json.loads(read[0])["text"] == "good" and pipe.is_fifo()
+    link.symlink_to(file)
+    assert command("predict", *flags, link, "good") == 0
+    assert link.is_symlink() and json.loads(file.read_text())["text"] == "good"
+    assert command("predict", *flags, tmp_path, "good") == 2
+    assert f"--output_file {tmp_path}: is a directory" in capsys.readouterr().err
 
 
 def test_mistakes_are_named(exported, tmp_path, capsys):
@@ -113,6 +136,49 @@ def test_mistakes_are_named(exported, tmp_path, capsys):
     assert "one.txt:1: 1 parts between tabs" in found
     assert "texts stand on the command line too" in told("--model", exported, "--file", "x.txt", "good")
     assert "batch_size is 0" in told("--model", exported, "--batch_size", "0", "good")
+    assert "not UTF-8; expected text" in told("--model", exported, "a\udcff")
+    (tmp_path / "reviews.csv").write_text("review\ngood\n")
+    found = told("--model", exported, "--file", tmp_path / "reviews.csv")
+    assert "no column 'text'; the file has 'review'; --text_column and the like name its own" in found
+    broken = shutil.copytree(exported, tmp_path / "broken")
+    with open(broken / "model.onnx", "r+b") as graph:
+        graph.seek(5000)
+        graph.write(b"\0\1\2\3")
+    assert "model.onnx: damaged or changed (checksum)" in told("--model", broken, "good")
+
+
+def test_a_host_without_mindspore_is_told_what_it_can_run(exported, teacher, tmp_path):
+    code = (
+        "import sys; sys.modules['mindspore'] = None\n"
+        "from minddistill.__main__ import run_command; sys.exit(run_command('predict', ['--model', *sys.argv[1:]]))"
+    )
+
+    def run(*words):
+        return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+
+    assert json.loads(run(exported, "good").stdout)["label"]
+    for model, told in (
+        (tmp_path / "absent", "no such model"),
+        (teacher, "MindSpore, which runs other models, is not"),
+    ):
+        found = run(model, "good")
+        assert found.returncode == 2 and told in found.stderr and found.stderr.count("\n") == 1
+
+
+def test_whoever_stops_reading_is_not_told_of_it(exported):
+    words = [sys.executable, "-m", "minddistill", "predict", "--model", str(exported), *["good"] * 3000]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        run.stdout.readline()
+        run.stdout.close()
+        assert run.stderr.read() == "" and run.wait() == 141
+
+
+def test_several_threads_share_a_pipeline(exported):
+    classify = minddistill.pipeline(exported, threads=1, batch_size=2)
+    texts = [f"{'very ' * (index % 7)}good" for index in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda text: classify(text)[0]["score"], texts))
+    np.testing.assert_allclose(found, [row["score"] for row in classify(texts)], atol=1e-5)
 
 
 def test_an_onnx_model_answers_without_mindspore_or_its_trainer(exported):

@@ -11,6 +11,7 @@ from small import command
 from minddistill.data.records import read_rows
 from minddistill.export import quantize
 from minddistill.export.session import Session
+from minddistill.files import write_json
 from minddistill.models import store
 from minddistill.models.fake_quant import simulate
 from minddistill.models.heads import predict_function
@@ -113,8 +114,8 @@ def test_calibration_needs_no_labels(exported, tiny_text, vocabulary, static, tm
     assert found == expected  # the same rows
 
 
-def test_qat_trains_what_onnx_runtime_computes(trained, static, teacher, data):
-    rows = read_rows(data / "dev")
+def simulated_and_computed(trained, rows) -> np.ndarray:
+    """The trained network's logits, rounded as it was trained; those of the int8 graph are the same."""
     ids, mask = rows.ids.astype(np.int32), (np.arange(rows.seq_length) < rows.length[:, None]).astype(np.int32)
     weights = store.read_weights(trained.with_name("int8-run") / "best")
     model = store.build(weights)
@@ -122,6 +123,22 @@ def test_qat_trains_what_onnx_runtime_computes(trained, static, teacher, data):
     simulated = predict_function(model)({"input_ids": ids, "input_mask": mask, "segment_ids": mask * 0})
     found = Session.open(trained, threads=1).predict(ids, mask, mask * 0)
     np.testing.assert_allclose(found, simulated, atol=0.01 * np.abs(simulated).max())
+    return simulated
+
+
+def test_qat_trains_the_students_own_head_whatever_the_teachers_is(teacher, data, tmp_path):
+    other = shutil.copytree(teacher, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    write_json(other / "config.json", config | {"relu_before_classifier": True})
+    more = ["--teacher", other, "--allow_weak_teacher", "true", "--train_steps", 3]
+    assert command("quantize", *qat_flags(teacher, data, tmp_path / "int8"), *more) == 0
+    simulated_and_computed(tmp_path / "int8", read_rows(data / "dev"))
+    assert not store.read_weights(tmp_path / "int8-run" / "best").config.relu_before_classifier
+
+
+def test_qat_trains_what_onnx_runtime_computes(trained, static, teacher, data):
+    rows = read_rows(data / "dev")
+    simulated = simulated_and_computed(trained, rows)
     record = json.loads((trained / "minddistill.json").read_text())
     simulated_accuracy = float((simulated.argmax(1) == rows.label).mean())
     assert record["metrics"]["accuracy"] == pytest.approx(simulated_accuracy, abs=0.002)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from minddistill import params
 from minddistill.errors import UserError
-from minddistill.models import store
+from minddistill.models import hub, store
 from minddistill.models.bert import RelativePositions
 from minddistill.models.config import ModelConfig
 from minddistill.models.heads import TextModel, predict_function
@@ -172,7 +172,7 @@ def test_prefixes_old_names_and_shards_are_read(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["bert.bert.bert_", "bert.tinybert_", ""])
 def test_zoo_checkpoints_are_read(tmp_path, prefix):
-    config = small("bert").with_(relu_before_classifier=True, hidden_act="gelu_new")
+    config = small("bert").with_(relu_before_classifier=True, hidden_act="gelu_new", layer_norm_eps=1e-7)
     model = store.new(config, seed=2)
     body = prefix or "bert_"
     table = {
@@ -351,3 +351,33 @@ def test_a_roberta_whose_padding_is_not_told_has_transformers_own(tmp_path, told
     del config["pad_token_id"]
     (directory / "config.json").write_text(json.dumps(config | told))
     assert store.read_weights(directory).config.pad_token_id == 1
+
+
+class Logits(nn.Cell):
+    """A model's logits alone, as a compiled function may return no dict."""
+
+    def __init__(self, model):
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, batch, step):
+        return self.model(batch, step)["logits"]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])
+def test_dropout_before_the_classifier_is_read_applied_and_written(tmp_path, family):
+    key = "seq_classif_dropout" if family == "distilbert" else "classifier_dropout"
+    config = small(family).with_(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.5)
+    config = config.with_(labels=("no", "yes"), pooler=True)
+    values = hub.config_to_hf(config)
+    assert values[key] == 0.5 and hub.config_from_hf(values, "x") == config
+    assert key not in hub.config_to_hf(config.with_(classifier_dropout=None))
+    with pytest.raises(UserError, match=r"classifier_dropout is 1\.5; expected a number from 0"):
+        hub.config_from_hf(values | {key: 1.5}, "x")
+    ids = np.arange(5, 13, dtype=np.int32).reshape(1, 8)
+    batch = {"input_ids": ids, "input_mask": np.ones_like(ids), "segment_ids": ids * 0, "row": np.zeros(1, np.int32)}
+    batch = {name: Tensor(value) for name, value in batch.items()}
+    for probability, same in ((0.5, False), (0.0, True), (None, True)):
+        model = Logits(store.new(config.with_(classifier_dropout=probability), seed=1))
+        plain, trained = (model(ms.mutable(batch), step).asnumpy() for step in (None, Tensor(3, ms.int32)))
+        assert np.array_equal(plain, trained) == same

@@ -1,5 +1,8 @@
 """Augmentation and the masked-LM head it needs, from commands to records."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import spacy
@@ -9,8 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from minddistill.data import records
 from minddistill.data.loader import MaskedLoader
 from minddistill.data.tokenizer import load_tokenizer
+from minddistill.files import write_json
 from minddistill.models import store
-from minddistill.recipes import augment
+from minddistill.recipes import augment, likely_words
 
 
 @pytest.fixture
@@ -91,6 +95,18 @@ def test_rows_are_augmented_behind_their_original(words, mlm, tiny_encoder, tiny
     assert command("augment", *flags, "--seed", "7") == 2  # another run's
 
 
+def test_words_are_asked_in_int8(words, mlm, tmp_path):
+    flags, lines = [*words, "--mlm", mlm, "--candidates", "3", "--dataset_type", "jsonl"], {}
+    for kind in ("float32", "int8"):
+        assert command("augment", *flags, "--compute_type", kind, "--output_dir", tmp_path / kind) == 0
+        files = (tmp_path / kind).glob("*.jsonl")
+        lines[kind] = {line for file in files for line in file.read_text().splitlines()}
+    shared = lines["float32"] & lines["int8"]
+    assert len(lines["int8"]) > 60 and len(shared) > 0.8 * len(lines["int8"])
+    more = ["--compute_type", "int8", "--batch_size", "8", "--output_dir", tmp_path / "int8"]
+    assert command("augment", *flags, *more) == 2  # rounds differently
+
+
 def test_text_is_augmented_as_records_are(words, vocabulary, tmp_path):
     """As text, for students of another tokenizer; prepared, it is the records that are written at once."""
     flags = [*words, "--method", "mask", "--tokenizer", vocabulary, "--p_mask", "0.5"]
@@ -132,6 +148,14 @@ def test_masks_and_a_teacher_that_must_be_convinced(words, teacher, tiny_encoder
     assert command("augment", *judged) == 0
     kept, _ = texts(tmp_path / "judged", tiny_encoder)
     assert 240 < len(kept) < len(every)
+    other = shutil.copytree(teacher, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    write_json(other / "config.json", config | {"id2label": {"0": "No", "1": "YES"}})
+    again = [*flags, "--teacher", other, "--confidence", "0.9", "--output_dir", tmp_path / "again"]
+    assert command("augment", *again) == 0 and texts(tmp_path / "again", tiny_encoder)[0] == kept
+    write_json(other / "config.json", config | {"id2label": {"0": "bad", "1": "good"}})
+    assert command("augment", *again, "--output_dir", tmp_path / "wrong") == 2
+    assert "trained on the labels bad, good" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +220,7 @@ def test_pieces_of_words_and_words_of_pieces(tiny_encoder):
     byte_level = Tokenizer(models.BPE())
     byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     byte_level.train_from_iterator(["a great film", "the greatest film"] * 9, trainers.BpeTrainer(show_progress=False))
-    pieces = augment.Pieces(byte_level)
+    pieces = likely_words.Pieces(byte_level)
     (great,) = pieces.of("great")
     assert byte_level.id_to_token(great) == "\u0120great"
     rest = byte_level.token_to_id("t")
@@ -204,9 +228,9 @@ def test_pieces_of_words_and_words_of_pieces(tiny_encoder):
     accents = Tokenizer(models.BPE())
     accents.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     accents.train_from_iterator(["a caf\u00e9"] * 9, trainers.BpeTrainer(show_progress=False))
-    words = augment.Pieces(accents)
+    words = likely_words.Pieces(accents)
     assert words.words(words.of("caf\u00e9")) == ["caf\u00e9"]
-    plain = augment.Pieces(load_tokenizer(tiny_encoder))
+    plain = likely_words.Pieces(load_tokenizer(tiny_encoder))
     special = plain.tokenizer.token_to_id("[MASK]")
     assert plain.words([special, *plain.of("film")]) == ["film"]
 

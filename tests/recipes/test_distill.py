@@ -14,7 +14,8 @@ from minddistill.errors import UserError
 from minddistill.models import store
 from minddistill.models.heads import predict_function
 from minddistill.models.presets import preset
-from minddistill.recipes import common
+from minddistill.recipes.labels import label_order
+from minddistill.recipes.matching import projection
 from minddistill.recipes.task_job import mean_logits
 
 ALL_TERMS = ["--state_loss_ratio", 1.0, "--state_loss", "cosine", "--att_loss_ratio", 0.5]
@@ -171,17 +172,17 @@ def test_a_classifier_of_other_labels_is_learnt_anew(data, teacher, tmp_path):
 
 def test_labels_that_differ_in_case_alone_are_told_apart():
     place = Path("records")
-    assert common.label_order(["May", "may"], ["may", "May"], "m", place) == [1, 0]
-    assert common.label_order(["YES", "NO"], ["no", "yes"], "m", place) == [1, 0]
+    assert label_order(["May", "may"], ["may", "May"], "m", place) == [1, 0]
+    assert label_order(["YES", "NO"], ["no", "yes"], "m", place) == [1, 0]
     with pytest.raises(UserError, match="trained on the labels May, may"):
-        common.label_order(["May", "may"], ["MAY", "may"], "m", place)
+        label_order(["May", "may"], ["MAY", "may"], "m", place)
 
 
 def test_a_projection_for_each_layer_is_refused_where_there_is_one_or_none():
     wide, narrow = preset("test-4l-32"), preset("test-2l-32").with_(hidden_size=16)
     pairs = layer_map("uniform", 2, 4)
     with pytest.raises(UserError, match="equally wide"):
-        common.projection(preset("test-2l-32"), wide, pairs, 1, "layer")
+        projection(preset("test-2l-32"), wide, pairs, 1, "layer")
     carried = {"fit_dense.weight": np.zeros((32, 16), np.float32), "fit_dense.bias": np.zeros(32, np.float32)}
     with pytest.raises(UserError, match="the student brings one for all layers"):
-        common.projection(narrow, wide, pairs, 1, "layer", carried)
+        projection(narrow, wide, pairs, 1, "layer", carried)

@@ -1,6 +1,7 @@
 """GLUE's tasks in the columns of their official files, and the test files that GLUE takes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from minddistill.__main__ import run_command
 from minddistill.data.records import read_rows
 from minddistill.data.tokenizer import load_tokenizer
+from minddistill.errors import UserError
 from minddistill.models import store
 from minddistill.problems import REGRESSION, SINGLE
+from minddistill.recipes.common import read_checked
 
 A, B = "the film is good", "a dull plot"
 # Task: header of the training file, its rows, header of the test file, its row, and the classes that records keep.
@@ -112,3 +115,15 @@ def test_submission_is_what_glue_takes(task, file, allowed, tmp_path, vocabulary
     index, value = lines[1].split("\t")
     assert index == "0"
     assert value in allowed if allowed else 0.0 <= float(value) <= 5.0
+
+
+def test_records_without_a_description_are_of_the_task_that_is_named(data, tiny_encoder, tmp_path):
+    """As the model zoo's are, whose metric is that of `--task_name`."""
+    bare, config = shutil.copytree(data / "dev", tmp_path / "dev"), store.read_weights(tiny_encoder).config
+    (bare / "meta.json").unlink()
+    rows = read_checked(str(bare), "--data_dir", config, None, "cola")
+    assert (rows.meta["metrics"], rows.problem) == (["matthews", "accuracy"], SINGLE)
+    assert read_checked(str(bare), "--data_dir", config, None, "STS-B").problem == REGRESSION
+    assert read_checked(str(bare), "--data_dir", config, None, "custom").meta == {}
+    with pytest.raises(UserError, match=r"--task_name 'SST2': no such task; expected one of SST-2, MNLI"):
+        read_checked(str(bare), "--data_dir", config, None, "SST2")

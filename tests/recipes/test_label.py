@@ -113,6 +113,18 @@ def test_a_task_keeps_its_columns_and_values(of_sst2, vocabulary, tmp_path):
     np.testing.assert_allclose(taught.logits, logits[:, ::-1], atol=1e-4)
 
 
+def test_a_class_that_no_row_has_is_one_of_the_students(vocabulary, tmp_path):
+    text = tmp_path / "train.jsonl"
+    logits = {"no": 0.25, "maybe": 0.5, "yes": 1.5}
+    rows = [{"text": "a film", "label": name, "logits": logits} for name in ("no", "yes")]
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--task_name", "custom", "--train_file", text, "--tokenizer", vocabulary, "--output_dir", tmp_path / "r"]
+    assert command("prepare-task", *flags) == 0
+    taught = records.read_rows(tmp_path / "r" / "train")
+    assert taught.meta["labels"] == ["maybe", "no", "yes"] and taught.label.tolist() == [1, 2]
+    assert taught.logits.tolist() == [[0.5, 0.25, 1.5]] * 2
+
+
 def test_a_stopped_command_goes_on_with_the_missing_shards(flags, monkeypatch, tmp_path):
     monkeypatch.setattr(label, "_ROWS_A_SHARD", 100)
     assert command("label", *flags) == 0

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors.numpy import load
 from small import QUICK, command
 
 from minddistill.models import store
@@ -23,6 +24,17 @@ def test_student_learns_masked_words_with_its_teacher(mlm, data, tmp_path):
     assert all(rows[-1][term] < 0.5 * rows[0][term] for term in ("soft_loss", "hidden_loss"))
     values = store.read_weights(out / "last").values
     assert "mlm.transform.weight" in values and not [name for name in values if name.startswith("pooler.")]
+
+
+def test_hidden_states_alone_move_the_student(mlm, data, tmp_path):
+    more = ["--alpha_ce", 0, "--alpha_mlm", 0, "--save_ckpt_step", 1, "--max_ckpt_num", 2, "--train_steps", 2]
+    assert command("general-distill", *flags(mlm, data, tmp_path), *more) == 0
+    name, states = "encoder.layers.1.output.weight", []
+    for step in (1, 2):
+        data = (tmp_path / "checkpoints" / f"step_0000000{step}.safetensors").read_bytes()
+        states.append(load(data[:-32]))  # a checksum stands behind it
+    (path,) = [path for path in states[0] if path.endswith(name) and "moment" not in path]
+    assert (states[0][path] != states[1][path]).any()
 
 
 def test_student_of_the_teachers_layers_has_its_head(mlm):

@@ -50,8 +50,13 @@ def adam(gradient, rate):
     return rate * 0.1 * gradient / (np.sqrt(0.001 * gradient**2) + 1e-6)
 
 
-def line_by_line(warmup):
-    """One step of a linear student and a linear teacher: both weights after it, the terms, and what it started from."""
+def line_by_line(warmup, student_scale=1024.0, mean=0.0):
+    """One step of a linear student and a linear teacher: both weights after it, the terms, and what it started from.
+
+    Args:
+        student_scale: its loss scale, in which a step may overflow.
+        mean: of the feedback so far.
+    """
     generator = np.random.default_rng(5)
     inputs, known = generator.standard_normal((2, 4, 3))
     labels, draw = np.array([0, 1, 1, 0]), np.array([0.1, 0.9, 0.4, 0.6], np.float32)
@@ -67,14 +72,15 @@ def line_by_line(warmup):
     numbers = {"schedule": "constant", "weight_decay": 0.0}
     config = StepConfig(clip="off", loss_scale_value=1024.0)
     optimizer = build_optimizer(cell.trained(), OptimConfig(RATE, **numbers), 10)
-    scale = LossScale(1024.0, 2, 50)
+    scale = LossScale(student_scale, 2, 50)
     tutor = Tutor(
         student, teacher, TeacherLoss(teacher), True, OptimConfig(TEACHER_RATE, **numbers), config, 10, warmup
     )
+    tutor.feedback.mean.set_data(Tensor(mean, ms.float32))
     state = TrainState(cell.trained(), optimizer, scale, {}, more=tutor.tensors())
     step = tutor.around(build_step(cell, optimizer, scale, config), state)
     _, terms, overflow, _ = step({name: Tensor(value) for name, value in batch.items()})
-    assert not bool(overflow.asnumpy())
+    assert bool(overflow.asnumpy()) == (student_scale > 1e30)
     found = {name: float(value.asnumpy()) for name, value in terms.items()}
     start = inputs, known, labels, draw, first, teaches
     return student.weight.asnumpy(), teacher.weight.asnumpy(), found, float(tutor.feedback.mean.asnumpy()), start
@@ -97,6 +103,14 @@ def test_feedback_and_both_updates_by_hand():
     assert terms["feedback_loss"] == pytest.approx(terms["feedback"] * drawn[0], rel=1e-3)
     moved = adam(terms["feedback"] * drawn[1] + known_loss[1], TEACHER_RATE)
     np.testing.assert_allclose(teacher, teaches - moved, rtol=1e-3)
+
+
+def test_a_student_step_that_overflows_says_nothing_of_the_labels():
+    student, teacher, terms, mean, (_, known, labels, _, first, teaches) = line_by_line(0, 2.0**120, mean=0.5)
+    np.testing.assert_array_equal(student, first.astype(np.float32))
+    assert terms["feedback"] == 0 and mean == 0.5
+    _, gradient = loss_and_gradient(teaches, known, labels)
+    np.testing.assert_allclose(teacher, teaches - adam(gradient, TEACHER_RATE), rtol=1e-3)
 
 
 def test_teacher_rests_while_the_student_warms_up():

@@ -1,7 +1,9 @@
 """What goes on where it stopped, what starts over, and what is refused."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import fields
 
 import numpy as np
@@ -12,10 +14,13 @@ from small import command
 
 from minddistill.data import records
 from minddistill.errors import UserError
+from minddistill.models import store
 from minddistill.recipes import finetune, general_distill, prepare_corpus, prepare_task, resume, task_distill
 from minddistill.recipes.flags import OptimFlags, RunFlags, StepFlags
 from minddistill.recipes.run import open_run
 from minddistill.runtime import Runtime
+from minddistill.train.checkpoint import Checkpoints
+from minddistill.train.log import read_metrics
 
 
 @pytest.fixture
@@ -35,7 +40,10 @@ def never(*values, **options):
 def test_a_finished_stage_is_told_and_nothing_is_built(finished, data, tiny_encoder, monkeypatch, capsys):
     monkeypatch.setattr("minddistill.models.store.build", never)
     assert train(data, tiny_encoder, finished, "--log_interval", 50, "--max_ckpt_num", 3) == 0
-    assert f"finetune: finished before; its result is {finished / 'best'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"finetune: finished before; its result is {finished / 'best'}" in said
+    best = json.loads((finished / "done.json").read_text())["metrics"]["accuracy"]
+    assert f"The best acc is {best:.6f}" in said
 
 
 @pytest.mark.parametrize("done", [True, False])
@@ -235,3 +243,23 @@ def test_a_run_without_evaluation_leaves_no_best_of_an_earlier_one(teacher, data
     assert (run / "last").is_dir() and not (run / "best").exists() and not (run / "predictions_best.tsv").exists()
     page = (run / "report.html").read_text()
     assert "Confusion" not in page and "No report" not in (run / "log.txt").read_text()
+
+
+def test_a_stopped_run_leaves_its_model_and_its_last_step_is_logged(data, tiny_encoder, tmp_path, monkeypatch):
+    out, flags = tmp_path / "run", ("--log_interval", 40)
+    save = Checkpoints.save
+
+    def told_again(checkpoints, state):
+        if state.position:  # within an epoch: a batch system tells it again after a while
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(checkpoints, state)
+
+    with monkeypatch.context() as patch:
+        small.stop_in_step(patch, 20)
+        patch.setattr(Checkpoints, "save", told_again)
+        assert train(data, tiny_encoder, out, *flags) == 130
+    stopped = store.read_weights(out / "last")
+    assert json.loads((out / "last" / "minddistill.json").read_text())["metrics"] == {}
+    assert train(data, tiny_encoder, out, *flags) == 0
+    assert [row["step"] for row in read_metrics(out) if "loss" in row] == [40, 80, 90]
+    assert store.read_weights(out / "last").fingerprint() != stopped.fingerprint()

@@ -15,8 +15,8 @@ from minddistill.data.tokenizer import load_tokenizer
 from minddistill.evaluation.evaluate import Truth, read_predictions
 from minddistill.models.store import read_weights
 from minddistill.problems import IGNORED, REGRESSION, SINGLE, TOKEN
-from minddistill.recipes.common import truth_of
 from minddistill.recipes.comparison import compare
+from minddistill.recipes.judging import truth_of
 
 
 @pytest.fixture(scope="module")

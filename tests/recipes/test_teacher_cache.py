@@ -11,6 +11,7 @@ from minddistill.data.records import Rows
 from minddistill.distill.distiller import CachedTeacher, Distiller
 from minddistill.distill.layer_map import layer_map
 from minddistill.distill.objectives import FitDense, Intermediate, Prediction
+from minddistill.files import write_json
 from minddistill.models import store
 from minddistill.models.presets import preset
 from minddistill.params import initialise
@@ -75,3 +76,15 @@ def test_a_cache_that_was_begun_is_not_filled_for_its_logits(tmp_path):
     assert teacher_cache.whole(tmp_path, owner, rows.length) == layout
     next(cache.directory.glob("shard_*.json")).unlink()
     assert teacher_cache.whole(tmp_path, owner, rows.length) is None
+
+
+def test_of_two_precisions_an_absent_teacher_has_the_one_that_is_asked_for(tmp_path):
+    rows = some_rows()
+    config = preset("test-4l-32").with_(vocab_size=WORDS, labels=("no", "yes"), pooler=True)
+    outline = store.Weights(config, {}, tmp_path, outline="0123456789abcdef")
+    kinds = [{"compute_type": name, "dtype": "float32"} for name in ("float32", "bfloat16", "float16")]
+    for index, types in enumerate(kinds[:2]):
+        owner = {"teacher": outline.fingerprint(), "rows": rows.fingerprint(), "types": types}
+        write_json(tmp_path / str(index) / "cache.json", owner)
+    for types, expected in zip(kinds, [*kinds[:2], kinds[0]], strict=True):
+        assert teacher_cache.identity(outline, rows, types, tmp_path)["types"] == expected

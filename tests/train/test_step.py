@@ -179,3 +179,20 @@ def test_accumulated_micro_batches_move_a_model_as_their_union_does():
         assert not overflow.asnumpy()
         moved.append(model.classifier.weight.asnumpy())
     np.testing.assert_allclose(moved[1], moved[0], atol=2e-6)
+
+
+def test_an_update_of_fewer_micro_batches_is_of_their_mean():
+    _, optimizer, _, step = built(StepConfig(clip="off", accumulate=3))
+    three = Tensor(3 * X.asnumpy())
+    for batch, last in ((X, False), (three, True), (X, True), (three, False), (X, False), (X, True)):
+        step({"x": batch}, last)
+        if last:
+            seen = optimizer.moments1[0].asnumpy()
+    # Gradients of the mean of x: (2 + 6) / 2, 2 and (6 + 2 + 2) / 3, each a tenth of Adam's first moment.
+    np.testing.assert_allclose(seen, 0.81 * 0.4 + 0.9 * 0.2 + 1 / 3, rtol=1e-5)
+
+
+def test_fewer_micro_batches_are_clipped_by_the_norm_of_their_mean():
+    _, optimizer, _, step = built(StepConfig(clip="global", clip_norm=np.sqrt(13) / 2, accumulate=4))
+    step({"x": X}, True)  # the gradient is (2, 2, 2; 1)
+    np.testing.assert_allclose(optimizer.moments1[0].asnumpy(), 0.1, rtol=1e-5)

@@ -9,8 +9,10 @@ from types import MappingProxyType
 
 import numpy as np
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+from tokenizers import Regex
 from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, Split
+from tokenizers.pre_tokenizers import Sequence as Chain
 
 _PLAIN = re.compile(r"[a-z]+")
 # With what is left of contractions such as "isn't" once they are split, among them negations.
@@ -19,7 +21,8 @@ _STOP_WORDS = ENGLISH_STOP_WORDS.union(
     ["ain", "aren", "couldn", "didn", "doesn", "don", "hadn", "hasn", "haven", "isn"],
     ["mightn", "mustn", "needn", "shan", "shouldn", "wasn", "weren", "won", "wouldn"],
 )
-_normalizer, _splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
+_normalizer = BertNormalizer(lowercase=True)
+_splitter = Chain([BertPreTokenizer(), Split(Regex(r"\p{Han}"), "isolated")])
 
 # The augmented sentences of each text field and row, by task (TinyBERT's N).
 TIMES = {"SST-2": 20, "QNLI": 20, "MNLI": 10, "QQP": 10, "CoLA": 30, "MRPC": 30, "STS-B": 30, "RTE": 30}
@@ -31,24 +34,24 @@ class Query:
     """A sentence of which some words are to be replaced.
 
     Attributes:
-        words: of the sentence.
+        text: as it was given.
+        words: lower-case words and marks of the text, as BERT's basic tokenizer makes them.
+        spans: where in the text each begins and ends.
         places: of the words that may be replaced.
     """
 
+    text: str
     words: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
     places: tuple[int, ...]
-
-
-def split_words(text: str) -> tuple[str, ...]:
-    """Lower-case words and marks of a text, as BERT's basic tokenizer makes them."""
-    return tuple(word for word, _ in _splitter.pre_tokenize_str(_normalizer.normalize_str(text)))
 
 
 def query_of(text: str) -> Query:
     """The sentence of a text; what may be replaced are words of plain letters that are no stop words."""
-    words = split_words(text)
+    parts = _splitter.pre_tokenize_str(text)
+    words = tuple(_normalizer.normalize_str(part).strip() for part, _ in parts)
     places = [i for i, word in enumerate(words) if _PLAIN.fullmatch(word) and word not in _STOP_WORDS]
-    return Query(words, tuple(places))
+    return Query(text, words, tuple(span for _, span in parts), tuple(places))
 
 
 def replaced(
@@ -60,22 +63,26 @@ def replaced(
 ) -> list[str]:
     """Sentences in which each candidate word was replaced with a probability (TinyBERT's algorithm 1).
 
+    What stands between the words replaced stays as it was written: another tokenizer may part it at other places.
+
     Args:
         candidates: what may stand at a place; a word without any stays.
         times: sentences drawn; those that repeat another, or the original, are dropped.
 
     Returns:
-        At most `times` sentences, words separated by blanks.
+        At most `times` sentences.
     """
-    seen = dict.fromkeys([" ".join(query.words)])
+    seen = dict.fromkeys([query.text])
     for _ in range(times):
-        words = list(query.words)
+        parts, end = [], 0
         for place in query.places:
             choices = candidates.get(place) or (query.words[place],)
             choice = choices[int(generator.integers(len(choices)))]
-            if generator.random() < probability:
-                words[place] = choice
-        seen.setdefault(" ".join(words))
+            if generator.random() < probability and choice != query.words[place]:
+                first, last = query.spans[place]
+                parts += [query.text[end:first], choice]
+                end = last
+        seen.setdefault("".join([*parts, query.text[end:]]))
     return list(seen)[1:]
 
 

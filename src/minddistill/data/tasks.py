@@ -177,7 +177,7 @@ class Example:
         return self.text if self.text_pair is None else {"text": self.text, "text_pair": self.text_pair}
 
 
-def read_examples(path: Path, task: Task, split: str, labelled: bool = True) -> Iterator[Example]:
+def read_examples(path: Path, task: Task, split: str, labelled: bool = True, empty: bool = False) -> Iterator[Example]:
     """Read a TSV (no quoting), CSV or JSONL file, or a directory of JSONL shards that a command of ours wrote.
 
     Args:
@@ -185,6 +185,7 @@ def read_examples(path: Path, task: Task, split: str, labelled: bool = True) -> 
         task: names the columns.
         split: of the task; tells whether the file has a header.
         labelled: whether the label column must be there; without it, it is read where it is.
+        empty: whether a text may be empty.
 
     Yields:
         One example a row. MNLI rows whose annotators did not agree (label "-") are left out.
@@ -193,7 +194,7 @@ def read_examples(path: Path, task: Task, split: str, labelled: bool = True) -> 
         UserError: names the file and line of what is wrong.
     """
     for file in text_files(path):
-        yield from _examples(file, task, split, labelled)
+        yield from _examples(file, task, split, labelled, empty)
 
 
 def text_files(path: Path) -> list[Path]:
@@ -214,7 +215,7 @@ def text_files(path: Path) -> list[Path]:
     return found
 
 
-def _examples(path: Path, task: Task, split: str, labelled: bool) -> Iterator[Example]:
+def _examples(path: Path, task: Task, split: str, labelled: bool, empty: bool) -> Iterator[Example]:
     kind = path.suffix.lower()
     read = {".tsv": _tsv, ".txt": _tsv, ".csv": _csv, SHARD_ENDING: _jsonl, ".json": _jsonl}.get(kind)
     if read is None:
@@ -224,11 +225,11 @@ def _examples(path: Path, task: Task, split: str, labelled: bool) -> Iterator[Ex
         read = partial(_tsv, torn=True)
     text, label = columns_of(task, header)
     for line, row in read(path, header):
-        first = _cell(path, line, row, text)
-        second = None if task.text_pair is None else _cell(path, line, row, task.text_pair)
-        if not first.strip() and not (second or "").strip():
+        first = _cell(path, line, row, text, task)
+        second = None if task.text_pair is None else _cell(path, line, row, task.text_pair, task)
+        if not empty and not first.strip() and not (second or "").strip():
             raise UserError(f"{path}:{line}: the text is empty; expected text in column {text!r}")
-        value = _cell(path, line, row, label) if labelled or label in row else None
+        value = _cell(path, line, row, label, task) if labelled or label in row else None
         if value is not None and not value.strip() and task.problem in (SINGLE, REGRESSION):
             if labelled:
                 raise UserError(f"{path}:{line}: the label is empty; expected one in column {label!r}")
@@ -265,10 +266,11 @@ def write_examples(path: Path, rows: Iterable[tuple[Example, Mapping[str, Any]]]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _cell(path: Path, line: int, row: Mapping[str | int, str], column: str | int) -> str:
+def _cell(path: Path, line: int, row: Mapping[str | int, str], column: str | int, task: Task) -> str:
     if column not in row:
         known = ", ".join(repr(name) for name in row)
-        raise UserError(f"{path}:{line}: no column {column!r}; the file has {known}; --task_name custom names its own")
+        mend = "--text_column and the like name" if task.name == CUSTOM else "--task_name custom names"
+        raise UserError(f"{path}:{line}: no column {column!r}; the file has {known}; {mend} its own")
     return row[column]
 
 
@@ -432,6 +434,15 @@ def _number(task: Task, value: str | None, where: str) -> float:
     if not math.isfinite(number):
         raise UserError(f"{where}: label {value!r} is not a finite number; {task.name} is a regression task")
     return number
+
+
+def logit_names(text: str | None) -> list[str]:
+    """The label's values that a teacher's logits name, some of which may stand in no row; none where there are no logits."""
+    try:
+        values = json.loads(text or "{}")
+    except ValueError:
+        values = None
+    return list(values) if isinstance(values, dict) else []  # what else they are, the row's own turn will tell
 
 
 def encode_logits(task: Task, table: Mapping[str, str], text: str | None, where: str) -> list[float]:

@@ -85,17 +85,24 @@ class TeacherCache:
         """The rows of a shard, consecutive."""
         return np.flatnonzero(self.shard == shard)
 
+    def bytes_to_write(self) -> int:
+        """What is still to be written of it, as far as sizes tell."""
+        there = sum(file.stat().st_size for file in self.directory.glob("shard_*.bin"))
+        return max(self.layout.bytes(self.length) - there, 0)
+
     def missing(self) -> tuple[list[int], list[str]]:
         """The shards that are still to be written, and what was found damaged or foreign and is dropped."""
         dropped: list[str] = []
         note = self.directory / NOTE
-        if note.is_file() and noted(note) != self.identity:
+        known = noted(note) if note.is_file() else None
+        if known not in (None, self.identity):
             dropped.append(f"{self.directory}: of another teacher, data or precision")
             for file in sorted(self.directory.iterdir(), key=lambda file: file.name == NOTE):
                 file.unlink()  # the note last: as long as there is a shard, it says whose
         self.directory.mkdir(parents=True, exist_ok=True)
         remove_parts(self.directory)
-        write_json(note, self.identity)
+        if known != self.identity:  # a whole cache may be where nothing can be written
+            write_json(note, self.identity)
         left = []
         for shard in map(int, self.shards):
             problem = self.problem(shard)

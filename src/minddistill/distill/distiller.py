@@ -75,6 +75,6 @@ class Distiller(nn.Cell):
         """The parameters that the objective moves, by path: without the heads where it does not look at them."""
         found = dict(self.student.parameters_and_names())
         if not self.objective.needs_head:
-            found = {path: value for path, value in found.items() if path.startswith("encoder.")}
+            found = {path: value for path, value in found.items() if path.removeprefix("model.").startswith("encoder.")}
         fit = {f"objective.{path}": value for path, value in self.objective.parameters_and_names()}
         return {path: value for path, value in (found | fit).items() if value.requires_grad}

@@ -170,7 +170,9 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, rows: T
     -mean over B and C of y log s(z) + (1 - y) log(1 - s(z)), written so that no z overflows.
     """
     labels = labels.astype(ms.float32)
-    per_class = ops.relu(logits) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
+    size = ops.abs(logits)
+    # Not ops.relu(logits), whose gradient at 0 is 0 and not the half that belongs there.
+    per_class = 0.5 * (logits + size) - logits * labels + ops.log1p(ops.exp(-size))
     return (per_class.sum(-1) * weight).sum() / (logits.shape[-1] * rows)
 
 

@@ -88,9 +88,10 @@ class Feedback(nn.Cell):
         super().__init__(auto_prefix=False)
         self.mean = Parameter(Tensor(0.0, ms.float32), name="feedback_mean", requires_grad=False)
 
-    def construct(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the student's labelled loss () before and after its step: h, and h less the mean of the steps before."""
+    def construct(self, before: Tensor, after: Tensor, skipped: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the student's labelled loss () before and after its step: h, and h less the mean of the steps before; both
+        are 0 of a step that was skipped, which says nothing of its labels."""
         h = before - after
-        rest = h - self.mean
+        rest = (h - self.mean) * (1.0 - skipped.astype(ms.float32))
         changed = ops.assign(self.mean, self.mean + (1.0 - _MEMORY) * rest)
         return h, ops.depend(rest, changed)

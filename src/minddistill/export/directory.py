@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..errors import UserError
-from ..files import replace_directory
+from ..files import RECORD_FILE, checksums, replace_directory
 from ..models import hub, store
 from ..models.config import ModelConfig, WordConfig
 from .session import ONNX_FILE
 
 MINDIR_FILE = "model.mindir"
+_GRAPHS = {ONNX_FILE, MINDIR_FILE, "model_graph.mindir", "model_variables"}  # MindSpore parts a graph of more than 1 GB
+_BESIDE = {"config.json", "README.md", RECORD_FILE, *store.TOKENIZER_FILES}
 
 
 def check_target(directory: str) -> Path:
@@ -27,9 +30,12 @@ def check_target(directory: str) -> Path:
         raise UserError("--output_dir is empty; expected the directory to write")
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path}: is a file; expected a directory")
+    if os.path.ismount(path):
+        raise UserError(f"--output_dir {path}: is a mount point, which cannot be replaced; give a directory inside it")
     held = {file.name for file in path.iterdir()} if path.exists() else set()
-    if held and (not held & {ONNX_FILE, MINDIR_FILE} or any(name.endswith(".safetensors") for name in held)):
-        raise UserError(f"--output_dir {path}: holds {min(held)}, not an exported model; expected a new directory")
+    others = held - _GRAPHS - _BESIDE if held & _GRAPHS and RECORD_FILE in held else held
+    if others:
+        raise UserError(f"--output_dir {path}: holds {min(others)}, not an exported model; expected a new directory")
     return path
 
 
@@ -64,8 +70,9 @@ def write(
 
     def fill(part: Path) -> None:
         save(part)
+        record["files"] = checksums(file for file in sorted(part.iterdir()) if file.is_file())
         store.describe(part, directory.name, config, record)
         store.copy_tokenizer(source, part)
 
-    replace_directory(directory, fill)
+    replace_directory(directory.resolve(), fill)  # not a link in place of what it leads to
     return directory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,9 @@ class Builder:
         shape = self.graph.constant([0, 0, heads, self.config.attention_head_size])
         return self.graph.node("Transpose", self.graph.node("Reshape", x, shape), perm=order)
 
-    def layer(self, path: str, x: str, mask: str, distances: str, first_only: bool) -> str:
-        """Self-attention and feed-forward of x (B, S, H); `first_only` of the first position alone, (B, 1, H)."""
+    def layer(self, path: str, x: str, mask: str, distances: str, first_only: bool = False, places: str = "") -> str:
+        """Self-attention and feed-forward of x (B, S, H); `first_only` of the first position alone, (B, 1, H), with
+        `places` (N,) of these positions b S + s, (1, N, H)."""
         size = self.config.attention_head_size
         heads = len(self.values[f"{path}.query.weight"]) // size
         asking = self.first(x) if first_only else x
@@ -146,6 +147,8 @@ class Builder:
             )
         merged = self.graph.node("Transpose", context, perm=(0, 2, 1, 3))
         merged = self.graph.node("Reshape", merged, self.graph.constant([0, 0, heads * size]))
+        if places:
+            asking, merged = self.at(asking, places, self.config.hidden_size), self.at(merged, places, heads * size)
         attended = self.graph.node("Add", asking, self.dense(f"{path}.attention_output", merged))
         x = self.norm(f"{path}.attention_norm", attended)
         inner = self.activation(self.config.hidden_act, self.dense(f"{path}.intermediate", x))
@@ -173,17 +176,28 @@ class Builder:
         """The first position of x (B, S, H), as (B, 1, H)."""
         return self.graph.node("Slice", x, *(self.graph.constant([value]) for value in (0, 1, 1)))
 
-    def logits(self) -> str:
-        """The whole model: (B, C), or (B, S, C) of a token classifier."""
+    def at(self, x: str, places: str, width: int) -> str:
+        """The vectors (1, N, width) of x (B, S, width) at places (N,), positions b S + s."""
+        rows = self.graph.node("Reshape", x, self.graph.constant([1, -1, width]))
+        return self.graph.node("Gather", rows, places, axis=1)
+
+    def encoded(self, first_only: bool = False, places: str = "") -> str:
+        """The last hidden states (B, S, H), or as `layer` gives them of some positions alone."""
         x = self.embeddings()
         if "encoder.projection.weight" in self.values:
             x = self.dense("encoder.projection", x)
         mask = self.mask()
         distances = self.distances() if self.config.use_relative_positions else ""
-        last, tokens = self.config.num_hidden_layers - 1, self.config.problem == TOKEN
-        for index in range(last + 1):
-            # A classifier of texts reads the first position: nothing else of the last layer is computed.
-            x = self.layer(f"encoder.layers.{index}", x, mask, distances, first_only=index == last and not tokens)
+        last = self.config.num_hidden_layers - 1
+        for index in range(last):
+            x = self.layer(f"encoder.layers.{index}", x, mask, distances)
+        return self.layer(f"encoder.layers.{last}", x, mask, distances, first_only, places)
+
+    def logits(self) -> str:
+        """The whole model: (B, C), or (B, S, C) of a token classifier."""
+        tokens = self.config.problem == TOKEN
+        # A classifier of texts reads the first position: nothing else of the last layer is computed.
+        x = self.encoded(first_only=not tokens)
         if tokens:
             x = self.activation("relu", x) if self.config.relu_before_classifier else x
             return self.graph.node("Identity", self.dense("classifier", x), name="logits")
@@ -192,6 +206,15 @@ class Builder:
         if self.config.relu_before_classifier:
             pooled = self.activation("relu", pooled)
         return self.graph.node("Squeeze", self.dense("classifier", pooled), self.graph.constant([1]), name="logits")
+
+    def model(self, name: str, outputs: list[Any], inputs: Sequence[Any] = ()) -> Any:
+        """The `onnx.ModelProto` of what was added, of the model's own inputs and others."""
+        graph, helper = self.graph, self.graph.onnx.helper
+        whole = self.graph.onnx.TensorProto.INT64
+        own = [helper.make_tensor_value_info(key, whole, ["batch", "sequence"]) for key in self.inputs()]
+        body = helper.make_graph(graph.nodes, name, [*own, *inputs], outputs, list(graph.constants.values()))
+        opsets = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="minddistill")
 
 
 class WordBuilder(Builder):
@@ -298,18 +321,19 @@ def build(weights: store.Weights, fp16: bool = False) -> Any:
     builder = kind(weights.config, weights.values)
     output = builder.logits()
     make = onnx.helper.make_tensor_value_info
-    inputs = [make(name, onnx.TensorProto.INT64, ["batch", "sequence"]) for name in builder.inputs()]
     axes = ["batch", "sequence"] if weights.config.problem == TOKEN else ["batch"]
     outputs = [make(output, onnx.TensorProto.FLOAT, [*axes, weights.config.num_labels])]
-    graph = builder.graph
-    body = onnx.helper.make_graph(graph.nodes, "classifier", inputs, outputs, list(graph.constants.values()))
-    opsets = [onnx.helper.make_opsetid("", OPSET)]
-    model = onnx.helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="minddistill")
+    model = builder.model("classifier", outputs)
     if fp16:
         model = need("onnxruntime.transformers.float16", "deploy").convert_float_to_float16(model, keep_io_types=True)
     known = {"source": str(weights.source), "labels": weights.config.labels} | store.read_record(weights.directory)
     onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in known.items()})
-    onnx.checker.check_model(model, full_check=True)
+    return checked(model)
+
+
+def checked(model: Any) -> Any:
+    """The graph, once onnx has found it sound."""
+    need("onnx", "deploy").checker.check_model(model, full_check=True)
     return model
 
 

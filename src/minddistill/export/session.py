@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from tokenizers import Encoding, Tokenizer
 
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError, need
-from ..files import model_path, read_json
+from ..files import model_path, read_json, recover_directory, refuse_damaged
 from ..models import hub
 from ..models.config import ModelConfig, WordConfig
 from ..problems import TOKEN
@@ -57,8 +58,17 @@ class Session:
         if not str(directory):
             raise UserError("--model is empty; expected a model directory, or one with an ONNX graph")
         path = model_path(directory)
+        recover_directory(path)
         if (path / ONNX_FILE).is_file():
+            refuse_damaged(path)
             return cls("onnx", read_config(path), path, graph_forward(path / ONNX_FILE, threads))
+        if not path.exists():
+            raise UserError(f"{path}: no such model; expected a model directory, or one with an ONNX graph")
+        if importlib.util.find_spec("mindspore") is None:
+            raise UserError(
+                f"{path}: no {ONNX_FILE} in it, and MindSpore, which runs other models, is not installed; expected a "
+                "directory that minddistill export or quantize wrote"
+            )
         _start_mindspore(threads)
         from ..models import store
 
@@ -87,6 +97,7 @@ class Session:
                 f"{self.directory}: its tokenizer has {tokenizer.get_vocab_size()} entries, the model "
                 f"{self.config.vocab_size}; expected the tokenizer that the model was trained with"
             )
+        tokenizer.enable_truncation(self.config.max_length, strategy="longest_first")
         return tokenizer
 
     def tokens(
@@ -94,7 +105,8 @@ class Session:
     ) -> list[Encoding]:
         """Tokenise texts, each with its pair where it has one, cut to `max_length` or what the model can read."""
         longest = min(max_length or self.config.max_length, self.config.max_length)
-        self.tokenizer.enable_truncation(longest, strategy="longest_first")
+        if self.tokenizer.truncation["max_length"] != longest:  # another thread may be using it
+            self.tokenizer.enable_truncation(longest, strategy="longest_first")
         inputs = [
             text if pair is None else (text, pair)
             for text, pair in zip(texts, pairs or [None] * len(texts), strict=True)
@@ -163,6 +175,8 @@ def runtime_session(graph: Path | bytes, threads: int | None = None) -> Any:
     options.intra_op_num_threads = threads or 0
     # Spinning threads take the cores from the tokenizer, and from other models in the process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without VNNI, the sums of int8 products overflow in the fast kernel of x64: there, and only there, take the exact one.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         source = graph if isinstance(graph, bytes) else str(graph)
         return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -85,6 +85,8 @@ class ModelConfig(_Classifier):
     """Dropout of embeddings and of both sub-layers' outputs."""
     attention_probs_dropout_prob: float = 0.1
     """Dropout of attention probabilities."""
+    classifier_dropout: float | None = None
+    """Dropout before the classifier; None is that of the embeddings."""
     max_position_embeddings: int = 512
     """Rows of the position embedding."""
     type_vocab_size: int = 2
@@ -114,7 +116,8 @@ class ModelConfig(_Classifier):
 
     def __post_init__(self) -> None:
         positive = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        self._check_fields(positive, ("hidden_dropout_prob", "attention_probs_dropout_prob"))
+        own = () if self.classifier_dropout is None else ("classifier_dropout",)
+        self._check_fields(positive, ("hidden_dropout_prob", "attention_probs_dropout_prob", *own))
         if self.attention_head_size == 0:
             if self.hidden_size % self.num_attention_heads:
                 raise UserError(
@@ -352,8 +355,14 @@ def _widths(name: str, given: Any, odd: bool = False) -> tuple[int, ...]:
     return tuple(given)
 
 
+_NONE = " | None"
+
+
 def _check_type(name: str, value: Any, kind: str) -> None:
     """See that a field holds what its annotation says; numbers are finite and none of them is negative."""
+    if value is None and kind.endswith(_NONE):
+        return
+    kind = kind.removesuffix(_NONE)
     expected = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}.get(kind)
     if expected is None:
         return

@@ -78,6 +78,9 @@ class TextModel(nn.Cell):
         self.mlm = MaskedLMHead(config, tied=mlm == "tied") if mlm else None
         self.tokens = config.problem == TOKEN and self.classifier is not None
         probability, places = config.hidden_dropout_prob, config.max_position_embeddings if self.tokens else 1
+        # DistilBERT's is for the classifier of whole texts alone.
+        if config.classifier_dropout is not None and not (self.tokens and config.family == "distilbert"):
+            probability = config.classifier_dropout
         self.keys = DropoutKeys(seed + 1, 1)
         self.dropout = Dropout(probability, dropout_table(places, config.hidden_size)) if probability else None
         self.config = config

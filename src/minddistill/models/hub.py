@@ -143,6 +143,7 @@ _DISTILBERT_KEYS = {
     "hidden_act": "activation",
     "hidden_dropout_prob": "dropout",
     "attention_probs_dropout_prob": "attention_dropout",
+    "classifier_dropout": "seq_classif_dropout",
 }
 _COMMON_FIELDS = (
     "vocab_size",
@@ -154,6 +155,7 @@ _COMMON_FIELDS = (
     "hidden_act",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
+    "classifier_dropout",
     "max_position_embeddings",
     "type_vocab_size",
     "initializer_range",
@@ -284,7 +286,7 @@ def _encoder_fields(config: ModelConfig) -> dict[str, Any]:
     keys = _DISTILBERT_KEYS if config.family == "distilbert" else {}
     values = {}
     for field in _COMMON_FIELDS:
-        if field in _OWN_FIELDS and not getattr(config, field):
+        if getattr(config, field) is None or (field in _OWN_FIELDS and not getattr(config, field)):
             continue
         if field == "max_relative_position" and not config.use_relative_positions:
             continue

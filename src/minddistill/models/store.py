@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from safetensors.numpy import save_file
 from .. import __version__, params
 from ..errors import UserError
 from ..files import (
+    RECORD_FILE,
     checksums,
-    damaged,
     model_path,
     read_object,
     recover_directory,
+    refuse_damaged,
     refuse_foreign_links,
     replace_directory,
     write_json,
@@ -42,7 +43,6 @@ TOKENIZER_FILES = (
 )
 WEIGHTS_FILE = "model.safetensors"
 FIT_FILE = "fit_dense.safetensors"
-RECORD_FILE = "minddistill.json"
 OUTLINE_FILE = "outline.json"
 
 
@@ -64,11 +64,21 @@ class Weights:
         """Sixteen hexadecimal digits of the configuration and the arrays, those of `fit` among them."""
         if self.outline:
             return self.outline
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True, default=str).encode())
+        shape = {name: value for name, value in asdict(self.config).items() if value is not None}
+        digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
         arrays = self.values | self.fit
         for path in sorted(arrays):
             digest.update(np.ascontiguousarray(arrays[path]))
         return digest.hexdigest()[:16]
+
+    def without(self, prefix: str) -> Weights:
+        """All but the arrays whose paths begin so."""
+        return replace(self, values={path: value for path, value in self.values.items() if not path.startswith(prefix)})
+
+    @property
+    def count(self) -> int:
+        """Numbers of the model, without a masked-LM head."""
+        return sum(value.size for value in self.without("mlm.").values.values())
 
     @property
     def directory(self) -> Path:
@@ -123,10 +133,7 @@ def read_encoder(path: str | Path, heads: int = 12) -> Weights:
 def _read_directory(directory: Path, files: list[Path]) -> Weights:
     refuse_foreign_links(directory)
     config = _config(directory)
-    if (directory / RECORD_FILE).is_file():
-        record = read_object(directory / RECORD_FILE, "what made the model")
-        for path, problem in damaged(directory, record.get("files", {})):
-            raise UserError(f"{path}: {problem}; copy the model again, or remove {RECORD_FILE} if you changed it")
+    refuse_damaged(directory)
     tensors: dict[str, np.ndarray] = {}
     for file in files:
         tensors |= hub.read_safetensors(file)
@@ -421,9 +428,7 @@ def from_layers(weights: Weights, config: ModelConfig, layers: list[int]) -> Wei
                 f"{getattr(teacher, name)} in the teacher; choose a student of the teacher's widths"
             )
 
-    values = take_layers(weights.values, layers)
-    values = {path: value for path, value in values.items() if not path.startswith("classifier.")}
-    return Weights(config, values, weights.source)
+    return Weights(config, take_layers(weights.without("classifier.").values, layers), weights.source)
 
 
 def take_layers(values: Mapping[str, np.ndarray], layers: Sequence[int]) -> dict[str, np.ndarray]:

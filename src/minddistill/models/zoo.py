@@ -125,4 +125,5 @@ def config_from_arrays(values: dict[str, np.ndarray], heads: int, where: str) ->
         relu_before_classifier=classes > 0,
         labels=tuple(f"LABEL_{index}" for index in range(classes)),
         hidden_act="gelu_new",
+        layer_norm_eps=1e-7,  # MindSpore's default, which the zoo's models have
     )

@@ -112,7 +112,7 @@ def _needed(needed: np.ndarray) -> np.ndarray:
 
 def _values(weights: Weights) -> dict[str, np.ndarray]:
     """A copy of the table of arrays, without a masked-LM head, which is not pruned along."""
-    return {path: value for path, value in weights.values.items() if not path.startswith("mlm.")}
+    return weights.without("mlm.").values
 
 
 def _take(values: dict[str, np.ndarray], path: str, kept: np.ndarray, axis: int = 0) -> None:

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel
 
 from ..config import flag, parse, unusual
 from ..data import augment, records
 from ..data.glove import read_vectors
 from ..data.speech import Tagger
 from ..data.tasks import SHARD_ENDING, Example, Task, label_table, read_examples, text_files, text_lines, write_examples
-from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
+from ..data.tokenizer import fingerprint, load_tokenizer, special_id
 from ..errors import UserError
 from ..files import checksum
 from ..problems import REGRESSION, SINGLE, TOKEN
 from ..workers import core_count, worker_pool
 from . import prepare_task
+from .labels import label_order
 from .resume import begin_records, model_content
+
+if TYPE_CHECKING:
+    from .likely_words import LikelyWords
 
 _TEXT = "jsonl"  # the --dataset_type of text
 _ROWS_A_SHARD = 2_000  # of the original text
 _ROWS_A_CHUNK = 1_000  # whose sentences are sorted by length
-_BEGINS = "\u0120"
-_bytes = ByteLevel()
-_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 256, 512)  # to which the masked-LM model's sentences are padded
 
 
 @dataclass
@@ -63,8 +63,10 @@ class Config(prepare_task.Config):
     batch_size: int = flag(
         64, "sentences of 32 word pieces that the models read together; more of shorter, fewer of longer ones"
     )
-    compute_type: Literal["auto", "float16", "bfloat16", "float32"] = flag(
-        "auto", "type of the masked-LM model's matrix products; auto is float16 on Ascend and GPU, float32 on CPU"
+    compute_type: Literal["auto", "float16", "bfloat16", "float32", "int8"] = flag(
+        "auto",
+        "type of the masked-LM model's matrix products; auto is float16 on Ascend and GPU, float32 on CPU, int8 runs in "
+        "ONNX Runtime on CPU",
     )
     workers: int = flag(1, "processes, each with models of its own; 0 takes one a core")
     seed: int = flag(42, "of what is drawn")
@@ -176,7 +178,9 @@ def _refuse_unread(config: Config) -> None:
 
 def _plan(config: Config, source: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """What the records depend on."""
-    places = ("output_dir", "data_dir", "train_file", "dev_file", "test_file", "workers", "batch_size", "tokenizer")
+    places = ["output_dir", "data_dir", "train_file", "dev_file", "test_file", "workers", "tokenizer"]
+    if config.compute_type != "int8":  # whose ranges are those of what is read together
+        places.append("batch_size")
     plan = {name: value for name, value in asdict(config).items() if name not in places}
     for name in ("mlm", "glove", "teacher"):
         plan[name] = model_content(plan[name])
@@ -247,10 +251,10 @@ class _Source:
         self.tokenizer.enable_truncation(length, strategy="longest_first")
         self.times = config.times or augment.TIMES.get(task.name, augment.DEFAULT_TIMES)
         self.vectors = read_vectors(Path(config.glove)) if config.glove else None
-        self.mlm = _Mlm(config) if config.mlm and config.method != "mask" else None
+        self.mlm = _likely_words(config) if config.mlm and config.method != "mask" else None
         self.mask = config.mask_token or self.tokenizer.id_to_token(special_id(self.tokenizer, "[MASK]", "<mask>"))
         self.tagger = Tagger(config.pos_model) if kinds else None
-        self.judge = _Judge(config, task) if config.teacher else None
+        self.judge = _Judge(config, task, list(table.values()), source) if config.teacher else None
 
     def write(self, shard: _Shard) -> None:
         """Write a shard; what is drawn depends on the seed and the shard alone."""
@@ -317,146 +321,43 @@ class _Source:
         return found
 
 
-class _Mlm:
-    """Asks a masked-LM model for the words at masked places, with the original sentence as the second (TinyBERT)."""
+def _likely_words(config: Config) -> LikelyWords:
+    from .likely_words import LikelyWords
 
-    def __init__(self, config: Config):
-        from .. import runtime
-        from ..models import heads, store
-
-        place = runtime.start()
-        types = runtime.precision(config.compute_type, "float32", place.device)
-        weights = store.read_encoder(config.mlm)
-        shape = weights.config.with_(labels=(), problem=SINGLE, pooler=False)
-        self.tokenizer = load_tokenizer(weights.directory)
-        self.longest = min(shape.max_length, _LENGTHS[-1])
-        self.together, self.batch, self.count = config.masks_together, config.batch_size, config.candidates
-        self.mask = special_id(self.tokenizer, "[MASK]", "<mask>")
-        self.start = special_id(self.tokenizer, "[CLS]", "<s>")
-        self.end = special_id(self.tokenizer, "[SEP]", "</s>")
-        self.pad = pad_id(self.tokenizer)
-        self.vocabulary = Pieces(self.tokenizer)
-        self.likeliest = heads.likeliest_function(store.build(weights, shape, mlm=True, **types), config.candidates)
-
-    def candidates(self, queries: Sequence[augment.Query]) -> list[dict[int, list[str]]]:
-        """The likeliest words at the places of one word piece, by query and place."""
-        found: list[dict[int, list[str]]] = [{} for _ in queries]
-        asked = [row for number, query in enumerate(queries) for row in self._rows(number, query)]
-        asked.sort(key=lambda row: len(row[2]))  # sentences of like length together
-        for part in self._batches(asked):
-            for (number, places, *_), words in zip(part, self._words(part), strict=True):
-                found[number] |= dict(zip(places, words, strict=True))
-        return found
-
-    def _batches(self, asked: Sequence[tuple]) -> Iterator[list[tuple]]:
-        """What is asked together, of rows from short to long."""
-        part: list[tuple] = []
-        masks = 0
-        for row in asked:
-            rows, places = self._room(self._padded(len(row[2])))
-            if len(part) >= rows or masks + len(row[4]) > places:
-                yield part
-                part, masks = [], 0
-            part.append(row)
-            masks += len(row[4])
-        if part:
-            yield part
-
-    def _padded(self, length: int) -> int:
-        return min(next(size for size in _LENGTHS if size >= length), self.longest)
-
-    def _room(self, length: int) -> tuple[int, int]:
-        """Rows and masks of a batch of that length: room for one sentence at least."""
-        return max(self.batch * 32 // length, 1), max(self.batch * 4, length // 2)
-
-    def _rows(self, number: int, query: augment.Query) -> Iterator[tuple]:
-        """What is asked for a query: its number, places, ids, where the second sentence begins, and the masks' positions."""
-        pieces = [self.vocabulary.of(word) for word in query.words]
-        places = [place for place in query.places if len(pieces[place]) == 1]
-        first = np.cumsum([1, *(len(part) for part in pieces)])
-        original = [piece for part in pieces for piece in part]
-        if 2 * len(original) + 3 > self.longest:
-            original = original[: (self.longest - 3) // 2]
-            places = [place for place in places if first[place] <= len(original)]
-        size = self.together or max(len(places), 1)
-        for start in range(0, len(places), size):
-            group = places[start : start + size]
-            masked = list(original)
-            for place in group:
-                masked[first[place] - 1] = self.mask
-            ids = [self.start, *masked, self.end, *original, self.end]
-            yield number, group, ids, len(masked) + 2, [int(first[place]) for place in group]
-
-    def _words(self, rows: Sequence[tuple]) -> Iterator[list[list[str]]]:
-        """The words for each place of each row; there is one shape for each length, as each is compiled."""
-        length = self._padded(max(len(row[2]) for row in rows))
-        count, most = self._room(length)
-        ids = np.full((count, length), self.pad, np.int32)
-        mask, segments = np.zeros_like(ids), np.zeros_like(ids)
-        places = np.zeros(most, np.int32)
-        mask[:, 0] = 1  # rows that fill the batch up are not empty
-        for index, (_, _, row, second, _) in enumerate(rows):
-            ids[index, : len(row)], mask[index, : len(row)] = row, 1
-            segments[index, second : len(row)] = 1
-        asked = [index * length + place for index, row in enumerate(rows) for place in row[4]]
-        places[: len(asked)] = asked
-        names = ("input_ids", "input_mask", "segment_ids", "places")
-        best = iter(self.likeliest(dict(zip(names, (ids, mask, segments, places), strict=True))))
-        for row in rows:
-            yield [self.vocabulary.words(next(best)) for _ in row[4]]
-
-
-class Pieces:
-    """What a tokenizer makes of words inside a text, and which of its pieces are words.
-
-    A byte-level piece tells by its first mark that a word begins, one of WordPiece that a word goes on.
-    """
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-        self.byte_level = any(piece.startswith(_BEGINS) for piece in tokenizer.get_vocab())
-        self.known: dict[str, list[int]] = {}
-
-    def of(self, word: str) -> list[int]:
-        """The ids of a word."""
-        if word not in self.known:
-            text = f" {word}" if self.byte_level else word
-            self.known[word] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return self.known[word]
-
-    def words(self, ids: Iterable[int]) -> list[str]:
-        """The words among some ids: without pieces that continue a word, and special ones."""
-        pieces = [self.tokenizer.id_to_token(int(number)) or "" for number in ids]
-        if self.byte_level:
-            pieces = [_bytes.decode([piece]).strip() for piece in pieces if piece.startswith(_BEGINS)]
-            pieces = [piece for piece in pieces if "\ufffd" not in piece]  # it ended inside a character
-        return [piece for piece in pieces if piece and piece[0] not in "[<" and not piece.startswith("##")]
+    cores = core_count()
+    return LikelyWords(
+        config.mlm,
+        count=config.candidates,
+        together=config.masks_together,
+        batch_size=config.batch_size,
+        compute_type=config.compute_type,
+        threads=max(cores // (config.workers or cores), 1),
+    )
 
 
 class _Judge:
     """A classifier that augmented rows must convince of their label."""
 
-    def __init__(self, config: Config, task: Task):
+    def __init__(self, config: Config, task: Task, labels: Sequence[str], source: Path):
         from .. import pipeline
 
         if task.problem != SINGLE:
             raise UserError(f"--teacher: {task.name} is {task.problem}; its rows have no one label to be convinced of")
         self.path, self.least = config.teacher, config.confidence
         self.pipeline = pipeline(config.teacher, batch_size=config.batch_size)
+        order = label_order(self.pipeline.labels, labels, f"--teacher {config.teacher}", source)
+        self.places = dict(zip(labels, order or range(len(labels)), strict=True))
 
     def kept(self, drawn: Sequence[Sequence[Example]], labels: Sequence[str]) -> list[list[Example]]:
         """The rows to whose label the classifier gives the least score or more."""
-        unknown = set(labels) - set(self.pipeline.labels)
+        unknown = set(labels) - set(self.places)
         if unknown:
-            raise UserError(
-                f"--teacher {self.path}: knows {', '.join(self.pipeline.labels)}; the rows have {min(unknown)!r}"
-            )
+            raise UserError(f"--teacher {self.path}: knows {', '.join(self.places)}; the rows have {min(unknown)!r}")
         texts = [example.given for rows in drawn for example in rows]
         scores = iter(self.pipeline.scores(texts) if texts else ())
-        places = [self.pipeline.labels.index(label) for label in labels]
         return [
-            [example for example in rows if next(scores)[place] >= self.least]
-            for rows, place in zip(drawn, places, strict=True)
+            [example for example in rows if next(scores)[self.places[label]] >= self.least]
+            for rows, label in zip(drawn, labels, strict=True)
         ]
 
 

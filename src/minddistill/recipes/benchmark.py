@@ -24,6 +24,8 @@ from ..evaluation.evaluate import predict
 from ..export.session import Facts, Session, describe
 from ..files import model_path, write_text
 from . import common
+from .judging import scored
+from .labels import check_problem, in_label_order
 
 _ACCURACY_BATCH = 32
 _THROUGHPUT_RUNS = 20
@@ -154,7 +156,7 @@ def _rows(config: Config, facts: Facts) -> Rows:
         schema_file=config.schema_dir,
     )
     rows.require_labels("--data_dir")
-    common.check_problem(facts.config, rows, facts.directory)
+    check_problem(facts.config, rows, facts.directory)
     rows.check_classes(facts.config.num_labels)
     return rows
 
@@ -162,8 +164,7 @@ def _rows(config: Config, facts: Facts) -> Rows:
 def _metrics(subject: measure.Subject, facts: Facts, rows: Rows) -> dict[str, float]:
     buckets = choose_buckets(rows.length, rows.seq_length, most=3)
     logits = predict(subject.predict, Loader(rows, _ACCURACY_BATCH, buckets=buckets, shuffle=False))
-    order = common.outputs_of(facts.config, rows, subject.name)
-    return common.scored(rows, facts.config, logits if order is None else logits[:, order])
+    return scored(rows, facts.config, in_label_order(logits, facts.config, rows, subject.name))
 
 
 def typical(rows: Rows, size: int, length: int = 0) -> dict[str, np.ndarray]:

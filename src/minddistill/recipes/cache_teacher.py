@@ -8,11 +8,14 @@ from .. import runtime
 from ..config import dump, parse
 from ..errors import UserError
 from ..models import store
-from . import common, teacher_cache
+from . import teacher_cache
+from .checks import check_disk
 from .flags import RunFlags, StepFlags, StudentFlags
+from .matching import matched_layers
 from .run import open_run
+from .student import starting_point
 from .task_distill import GROUPS
-from .task_job import Config, Learning, prepare, starting_point
+from .task_job import Config, Learning, prepare
 
 
 def run(config: Config, learning: Learning, student: StudentFlags, run_flags: RunFlags, step_flags: StepFlags) -> Path:
@@ -40,7 +43,8 @@ def run(config: Config, learning: Learning, student: StudentFlags, run_flags: Ru
         pairs = None
         if config.td_phase1_epoch_size and not config.load_td1_ckpt_path:
             _, _, wanted = starting_point(job)
-            pairs = common.matched_layers(student.layer_map, wanted, job.teacher.config, opened.log)
+            pairs = matched_layers(student.layer_map, wanted, job.teacher.config, opened.log)
+        check_disk({caches: job.bytes_to_cache(pairs)}, opened.directory, opened.log)
         job.taught(pairs, teachers)
         outline = caches / f"teacher_{job.teacher.fingerprint()}"
         if not place.rank:

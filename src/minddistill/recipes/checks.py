@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from .. import native
 from ..errors import UserError
@@ -23,7 +24,7 @@ _WITHOUT_KERNELS = 8.5
 _WRITTEN_OVER = {"checkpoints", "best", "last"}  # of a run directory, and of its stages
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Load:
     """What a stage asks of the machine.
 
@@ -40,13 +41,13 @@ class Load:
 
     trained: int
     model: ModelConfig | WordConfig
-    teacher: ModelConfig | None
-    teacher_parameters: int
-    matched: int
+    teacher: ModelConfig | None = None
+    teacher_parameters: int = 0
+    matched: int = 0
     batch_size: int
     buckets: Sequence[int]
     keep: int
-    cache: Mapping[Path, int]
+    cache: Mapping[Path, int] = field(default_factory=dict)
 
     def memory(self) -> float:
         """Estimated bytes at the peak: every compiled length keeps its intermediate values."""
@@ -76,15 +77,7 @@ def check_load(load: Load, directory: Path, device: str, log: RunLog) -> None:
     Raises:
         UserError: a disk has less room than the stage writes, or the machine has less memory than it takes.
     """
-    with log.check("disk") as found:
-        for place, size in load.disk(directory).items():
-            free = shutil.disk_usage(_existing(place)).free + (_held(place) if place == directory else 0)
-            if size > free:
-                raise UserError(
-                    f"{place}: {free / _GB:.2f} GB free or its own; checkpoints, models and cache take about {size / _GB:.2f} GB; "
-                    "make room, choose another --output_dir, or lower --max_ckpt_num"
-                )
-            found(f"{place}: about {size / _GB:.2f} GB needed of {free / _GB:.2f} GB")
+    check_disk(load.disk(directory), directory, log)
     with log.check("memory") as found:
         if device != "CPU":
             found(f"not estimated for {device}", False)
@@ -99,15 +92,31 @@ def check_load(load: Load, directory: Path, device: str, log: RunLog) -> None:
         found(text, size <= available)
 
 
+def check_disk(needs: Mapping[Path, int], directory: Path, log: RunLog) -> None:
+    """See that there is room for what is to be written.
+
+    Args:
+        needs: bytes by directory.
+        directory: of the run, whose checkpoints and models are written over.
+
+    Raises:
+        UserError: there is not.
+    """
+    with log.check("disk") as found:
+        for place, size in needs.items():
+            free = shutil.disk_usage(_existing(place)).free + (_held(place) if place == directory else 0)
+            if size > free:
+                raise UserError(
+                    f"{place}: {free / _GB:.2f} GB free or its own; checkpoints, models and cache take about {size / _GB:.2f} GB; "
+                    "make room, choose another --output_dir, or lower --max_ckpt_num"
+                )
+            found(f"{place}: about {size / _GB:.2f} GB needed of {free / _GB:.2f} GB")
+
+
 def machine_memory() -> tuple[int, int]:
     """Bytes of memory that are available now, and of memory and swap in all."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        known = {name: 1024 * int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines)}
-        return known["MemAvailable"], known["MemTotal"] + known["SwapTotal"]
-    except (OSError, KeyError):
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return total, total
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total + psutil.swap_memory().total
 
 
 def _held(directory: Path) -> int:

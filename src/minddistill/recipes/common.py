@@ -1,4 +1,4 @@
-"""What the training commands share: records against models, teachers, projections, evaluation."""
+"""What commands share: records that are read and checked against a model, and words about both."""
 
 from __future__ import annotations
 
@@ -10,27 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from .. import params
 from ..config import numbers
-from ..data.loader import Loader, check_buckets, choose_buckets
+from ..data.loader import check_buckets, choose_buckets
 from ..data.records import Rows, read_rows
+from ..data.tasks import CUSTOM, task_named
 from ..data.tokenizer import fingerprint, load_tokenizer, special_id
-from ..distill.layer_map import LayerMap, layer_map
-from ..distill.objectives import FitDense, Same, check_heads
 from ..errors import UserError
 from ..evaluation import metrics
-from ..evaluation.evaluate import Truth, predict, write_predictions
 from ..export.arrays import read_arrays
-from ..export.session import ONNX_FILE, Session, read_config
+from ..export.session import ONNX_FILE, read_config
 from ..files import model_path
 from ..models import store
 from ..models.config import ModelConfig, WordConfig
-from ..models.heads import TextModel, predict_function
-from ..problems import MULTI, REGRESSION, SINGLE, TOKEN
 from ..train.log import RunLog
 from .run import Run
-
-EVAL_BATCH = 64
 
 
 def read_checked(
@@ -73,7 +66,12 @@ def _unsaid(name: str) -> Iterator[Callable[..., None]]:
 
 
 def _check_description(rows: Rows, directory: str, task: str) -> None:
-    """See that `meta.json` names known metrics and the task asked for."""
+    """See that `meta.json` names known metrics and the task asked for; of records without it, that says what they are."""
+    if task and not rows.meta and task.lower() != CUSTOM:
+        named = task_named(task)
+        # Which label is out of scope is not told.
+        judged = ["accuracy"] if named.out_of_scope else list(named.metrics)
+        rows.meta |= {"task": named.name, "problem_type": named.problem, "metrics": judged}
     known = metrics.METRICS[rows.problem]
     unknown = [name for name in rows.meta.get("metrics", []) if name not in known]
     if unknown:
@@ -144,22 +142,6 @@ def masking(weights: store.Weights, probability: float, log: RunLog) -> dict[str
     return {"mask": mask, "special": special, "vocabulary": weights.config.vocab_size, "probability": probability}
 
 
-def head_fields(
-    config: ModelConfig | WordConfig, labels: Sequence[str], problem: str, relu_before_classifier: bool
-) -> dict[str, Any]:
-    """What a configuration is changed in to have a classifier of these labels.
-
-    Raises:
-        UserError: a model on word vectors is to have a ReLU before it.
-    """
-    head = {"labels": tuple(labels), "problem": problem}
-    if isinstance(config, ModelConfig):
-        return head | {"relu_before_classifier": relu_before_classifier, "pooler": True}
-    if relu_before_classifier:
-        raise UserError(f"--relu_before_classifier true: a {config.family} has no pooler whose output it would rectify")
-    return head
-
-
 def described(weights: store.Weights) -> str:
     """A model in a line."""
     return f"{weights.source}: {weights.config.summary}"
@@ -175,175 +157,6 @@ def described_rows(rows: Rows) -> str:
 def left_out(rows: Rows) -> str:
     """Of records that a schema cuts short, how many rows it leaves out, in brackets; empty for others."""
     return f" ({rows.cut} more left out, by numRows of the schema)" if rows.cut else ""
-
-
-def align_labels(weights: store.Weights, rows: Rows, say: Callable[[str], None]) -> store.Weights:
-    """Bring a teacher's outputs into the order of the records' labels, where these are named.
-
-    Raises:
-        UserError: the teacher was not trained on these labels, or for another kind of problem.
-    """
-    check_problem(weights.config, rows, weights.source)
-    have, labels = weights.config.labels, [] if weights.config.regression else rows.meta.get("labels", [])
-    if not labels or tuple(labels) == have:
-        return weights
-    order = label_order(have, labels, str(weights.source), rows.directory)
-    if weights.outline:
-        raise UserError(
-            f"{weights.source}: a teacher's outline with the labels {', '.join(have)}; {rows.directory} has "
-            f"{', '.join(labels)}, another order; expected the records that its outputs were computed for"
-        )
-    if order is None:
-        say(f"The teacher {weights.source} does not name its labels; taken to be {', '.join(labels)} in this order")
-        return store.Weights(weights.config.with_(labels=tuple(labels)), weights.values, weights.source, weights.fit)
-    values = dict(weights.values)
-    for name in ("classifier.weight", "classifier.bias"):
-        values[name] = values[name][order]
-    say(f"The teacher's outputs were put in the records' order of labels: {', '.join(labels)}")
-    return store.Weights(weights.config.with_(labels=tuple(labels)), values, weights.source, weights.fit)
-
-
-def aligned_session(session: Session, rows: Rows) -> Session:
-    """A session whose logits are in the order of the records' labels, where these are named.
-
-    Raises:
-        UserError: its model was not trained on these labels, or for another kind of problem.
-    """
-    config = session.config
-    check_problem(config, rows, session.directory)
-    labels = [] if config.regression else rows.meta.get("labels", [])
-    order = label_order(config.labels, labels, str(session.directory), rows.directory) if labels else None
-    if order is None:
-        return session
-    taken = config.with_(labels=tuple(labels))
-    return Session(session.kind, taken, session.directory, lambda *inputs: session.predict(*inputs)[..., order])
-
-
-def check_problem(config: ModelConfig, rows: Rows, source: object) -> None:
-    """See that a classifier's outputs mean what the labels of some rows do.
-
-    Raises:
-        UserError: they do not; names the model by `source`.
-    """
-    if config.num_labels and config.problem != rows.problem:
-        raise UserError(
-            f"{source}: a model for {config.problem}; the labels of {rows.directory} are for {rows.problem}; "
-            "fine-tune a model on these records"
-        )
-
-
-def truth_of(rows: Rows, config: ModelConfig) -> Truth:
-    """What predictions for some rows, in the order of their labels, are compared with."""
-    names = list(rows.meta.get("labels") or config.labels)
-    if rows.out_of_scope == len(names):
-        names.append(rows.meta["out_of_scope"])
-    labels = rows.answers if rows.meta.get("labelled", True) else None
-    if labels is not None and rows.problem != REGRESSION:
-        labels = labels.astype(np.int32)  # which rows that were not checked have not
-    sentence = None if rows.words is None else np.nonzero(rows.words)[0]
-    return Truth(labels, rows.problem, names, rows.out_of_scope, sentence)
-
-
-def scored(rows: Rows, config: ModelConfig, logits: np.ndarray, threshold: float = 0.0) -> dict[str, float]:
-    """The task's metrics of logits in the order of the rows' labels, the main one first; none without labels."""
-    truth = truth_of(rows, config)
-    if truth.labels is None:
-        return {}
-    return metrics.compute(rows.meta.get("metrics", ["accuracy"]), truth, logits, threshold)
-
-
-def matched_layers(
-    spec: str, student: ModelConfig, teacher: ModelConfig, log: RunLog, attention: bool = True
-) -> LayerMap:
-    """The layer map of `--layer_map`, for attention scores that can be compared.
-
-    Args:
-        attention: whether they are compared at all; without them, heads may differ.
-
-    Raises:
-        UserError: layers or heads do not go together.
-    """
-    with log.check("layers") as found:
-        pairs = layer_map(spec, student.num_hidden_layers, teacher.num_hidden_layers)
-        found(f"the student's {student.num_hidden_layers} learn from teacher layers {pairs.attention}")
-    if not attention:
-        return LayerMap((), pairs.hidden)
-    with log.check("heads") as found:
-        check_heads(pairs, student.layer_heads, teacher.layer_heads)
-        found(f"{student.num_attention_heads}, as the teacher has")
-    return pairs
-
-
-def label_order(have: Sequence[str], labels: Sequence[str], source: str, records: Path) -> list[int] | None:
-    """Where each of the data's labels is among a model's outputs; None where the model does not name its own.
-
-    Raises:
-        UserError: the model was not trained on these labels; names it by `source`, and the directory of the records.
-    """
-    if len(have) == len(labels) and unnamed(have):
-        return None
-    if sorted(have) == sorted(labels):
-        return [list(have).index(name) for name in labels]
-    low = [name.lower() for name in have]
-    wanted = [name.lower() for name in labels]
-    if sorted(low) != sorted(wanted) or len(set(low)) < len(low):
-        raise UserError(
-            f"{source}: trained on the labels {', '.join(have) or '(none: it has no classifier)'}; {records} "
-            f"has {', '.join(labels)}; fine-tune a teacher on this task first (minddistill finetune)"
-        )
-    return [low.index(name) for name in wanted]
-
-
-def refuse_unevaluated(**values: int) -> None:
-    """See that no flag is set, by its name, that has a part in evaluations alone; for runs without.
-
-    Raises:
-        UserError: one is.
-    """
-    for name, value in values.items():
-        if value:
-            raise UserError(
-                f"--{name} {value}: nothing is evaluated; give --eval_data_dir (and no --do_eval false), or leave it out"
-            )
-
-
-def unnamed(labels: Sequence[str]) -> bool:
-    """Whether they are the names that Hugging Face gives labels without names."""
-    return list(labels) == [f"LABEL_{index}" for index in range(len(labels))]
-
-
-def same_labels(have: Sequence[str], theirs: Sequence[str]) -> bool:
-    """Whether two lists name the same labels in the same order; case counts where it alone tells them apart."""
-    if sorted(have) == sorted(theirs):
-        return list(have) == list(theirs)
-    return [name.lower() for name in have] == [name.lower() for name in theirs]
-
-
-def check_evaluated(rows: Rows, config: ModelConfig | WordConfig) -> None:
-    """See that the rows of `--eval_data_dir` have the labels that a model learns, in their order.
-
-    Raises:
-        UserError: they have no labels, or others.
-    """
-    check_problem(config, rows, "the training records")
-    rows.require_labels("--eval_data_dir")
-    rows.check_classes(config.num_labels)
-    have, theirs = config.labels, rows.meta.get("labels", [])
-    if theirs and not config.regression and not unnamed(have) and not same_labels(have, theirs):
-        raise UserError(
-            f"--eval_data_dir {rows.directory}: labels {', '.join(theirs)}; the training records have {', '.join(have)}, in "
-            "this order; prepare both with one command, or with --labels"
-        )
-
-
-def outputs_of(shape: ModelConfig | WordConfig, rows: Rows, source: str) -> list[int] | None:
-    """The outputs of a model in the order of the rows' labels; None where they are in it, or not named.
-
-    Raises:
-        UserError: as `label_order`.
-    """
-    labels = rows.meta.get("labels", [])
-    return label_order(shape.labels, labels, source, rows.directory) if labels and not shape.regression else None
 
 
 def buckets_for(spec: str, rows: Rows, fixed: bool) -> list[int]:
@@ -371,142 +184,6 @@ def note_data_sink(wanted: bool, run: Run) -> None:
         )
 
 
-def projection(
-    student: ModelConfig,
-    teacher: ModelConfig,
-    pairs: LayerMap,
-    seed: int,
-    kind: str = "shared",
-    carried: Mapping[str, np.ndarray] | None = None,
-) -> FitDense | Same:
-    """What brings the student's hidden states to the teacher's width: nothing where they have it."""
-    if student.hidden_size == teacher.hidden_size:
-        if kind == "layer":
-            raise UserError("--fit_dense layer: student and teacher are equally wide, and need none; leave it out")
-        return Same()
-    return fit_dense(kind, student, teacher, pairs, carried or {}, seed)
-
-
-def fit_dense(
-    kind: str,
-    student: ModelConfig,
-    teacher: ModelConfig,
-    pairs: LayerMap,
-    carried: Mapping[str, np.ndarray],
-    seed: int,
-) -> FitDense:
-    """The projection of the student's hidden states, from an earlier stage where it brings one.
-
-    Raises:
-        UserError: the one it brings is of another width or count.
-    """
-    if carried:
-        count = 1 if "fit_dense.weight" in carried else len(carried) // 2
-        if kind == "layer" and count == 1:
-            raise UserError("--fit_dense layer: the student brings one for all layers; leave it out")
-    else:
-        count = 1 if kind == "shared" else len(pairs.hidden)
-    fit = FitDense(student.hidden_size, teacher.hidden_size, count)
-    params.initialise(fit, seed, student.initializer_range)
-    if carried:
-        names = {ours: theirs for ours, theirs in _fit_paths(fit).items()}
-        missing = [theirs for theirs in names.values() if theirs not in carried]
-        if missing or (count > 1 and count != len(pairs.hidden)):
-            raise UserError(f"the student's fit_dense has {count} projections; the layer map needs {len(pairs.hidden)}")
-        params.assign(fit, {ours: carried[theirs] for ours, theirs in names.items()}, "fit_dense of the student")
-    return fit
-
-
-def _fit_paths(fit: FitDense) -> dict[str, str]:
-    return {path: fit.names()[path.rsplit(".", 1)[-1]] for path in params.named(fit)}
-
-
-def fit_arrays(fit: FitDense | Same) -> dict[str, np.ndarray]:
-    """The projection's weights under their names in checkpoints; none where there is none."""
-    if isinstance(fit, Same):
-        return {}
-    paths = _fit_paths(fit)
-    return {paths[path]: value for path, value in params.arrays(fit).items()}
-
-
-class Evaluator:
-    """Measures a model on rows, as often as asked; compiled once for each length.
-
-    Args:
-        buckets: lengths that rows are padded to; the records' own alone by default.
-        threshold: as for `evaluation.evaluate.decided`.
-    """
-
-    def __init__(
-        self, model: TextModel | Session, rows: Rows, buckets: list[int] | None = None, threshold: float = 0.0
-    ):
-        self.loader = Loader(rows, EVAL_BATCH, buckets=buckets, shuffle=False)
-        self.forward = model.of_batch if isinstance(model, Session) else predict_function(model)
-        self.config, self.threshold = model.config, threshold
-        self.found: np.ndarray | None = None
-        """Logits (N, C) of the latest measurement."""
-
-    def logits(self) -> np.ndarray:
-        """Logits (N, C) of all rows, or words of a token task, in their order."""
-        self.found = predict(self.forward, self.loader)
-        return self.found
-
-    def metrics(self, logits: np.ndarray | None = None) -> dict[str, float]:
-        """The task's metrics, the main one first; none where the rows have no labels."""
-        rows = self.loader.rows
-        if not rows.meta.get("labelled", True):
-            return {}
-        return scored(rows, self.config, self.logits() if logits is None else logits, self.threshold)
-
-    def write(self, path: Path) -> None:
-        """Write the predictions of the latest measurement."""
-        assert self.found is not None
-        write_predictions(path, self.found, truth_of(self.loader.rows, self.config), self.threshold)
-
-
-def eval_buckets(train: list[int], rows: Rows) -> list[int]:
-    """The lengths of training, which are compiled already for the teacher, up to what the rows need."""
-    longest = int(rows.length.max())
-    useful = [length for length in train if length <= rows.seq_length]
-    return useful if useful and useful[-1] >= longest else [*useful, rows.seq_length]
-
-
-def check_teacher(
-    model: TextModel, rows: Rows, buckets: list[int], allow_weak: bool, say: Callable[[str], None]
-) -> Evaluator:
-    """Measure a teacher before anything is learnt from it. Returns what measured it.
-
-    Raises:
-        UserError: it does not beat the majority class (or, in a regression task, explains nothing).
-    """
-    rows.require_labels("--eval_data_dir")
-    evaluator = Evaluator(model, rows, buckets)
-    name = _DECIDES[rows.problem]
-    truth, logits = truth_of(rows, model.config), evaluator.logits()
-    value, floor = metrics.compute([name], truth, logits)[name], _floor(truth)
-    say(f"Teacher on {rows.directory}: {name} {value:.6f} (majority class or floor {floor:.6f}, {len(rows)} rows)")
-    if value <= floor and not allow_weak:
-        raise UserError(
-            f"the teacher's {name} on {rows.directory} is {value:.4f}, not above {floor:.4f} of the majority class; it "
-            "was not trained on this task or its labels are mixed up; --allow_weak_teacher true goes on all the same"
-        )
-    return evaluator
-
-
-# The metric that a teacher is checked by.
-_DECIDES = {SINGLE: "accuracy", MULTI: "micro_f1", REGRESSION: "pearson", TOKEN: "entity_f1"}
-
-
-def _floor(truth: Truth) -> float:
-    """What a model that knows nothing reaches: by always giving the commonest label, or no entity."""
-    if truth.problem == SINGLE:
-        return float(np.bincount(truth.labels).max() / len(truth.labels))
-    if truth.problem == MULTI:
-        commonest, total = truth.labels.sum(0).max(), truth.labels.sum() + len(truth.labels)
-        return float(2 * commonest / total)
-    return 0.1 if truth.problem == REGRESSION else 0.0
-
-
 def short_names(paths: Sequence[str]) -> list[str]:
     """The parts of paths that tell them apart: `teacher` and `student` for `runs/teacher/best` and `runs/student/best`.
 
@@ -528,7 +205,7 @@ def arrays(path: Path) -> Mapping[str, np.ndarray]:
     """The weights of a model directory, MindSpore's or ONNX, by path; without a masked-LM head."""
     graph = path / ONNX_FILE
     if not graph.is_file():
-        return {name: value for name, value in store.read_weights(path).values.items() if not name.startswith("mlm.")}
+        return store.read_weights(path).without("mlm.").values
     values, shape = read_arrays(graph), read_config(path)
     for name in values:  # the graph's queries hold the scale of the scores, which the model's do not
         if isinstance(shape, ModelConfig) and name.endswith((".query.weight", ".query.bias")):

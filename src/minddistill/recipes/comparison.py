@@ -48,10 +48,8 @@ def measured(name: str, path: str, found: Mapping[str, float], heads: int = 12) 
         return Measured(name, path, None, None, None, found)
     if weights.outline:
         return Measured(name, path, weights.config, None, None, found)
-    kept = [value for key, value in weights.values.items() if not key.startswith("mlm.")]
-    return Measured(
-        name, path, weights.config, sum(value.size for value in kept), sum(value.nbytes for value in kept) / 1e6, found
-    )
+    megabytes = sum(value.nbytes for value in weights.without("mlm.").values.values()) / 1e6
+    return Measured(name, path, weights.config, weights.count, megabytes, found)
 
 
 def model_table(models: Sequence[Measured], extra: Mapping[str, Sequence[float]] | None = None) -> Table:

@@ -16,10 +16,13 @@ from ..distill.objectives import AttentionScores, FitDense, HiddenStates, Same, 
 from ..errors import UserError
 from ..models.config import ModelConfig
 from ..models.words import WordModel
-from . import common, report, task_job
+from . import report, task_job
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
+from .judging import refuse_unevaluated
+from .matching import fit_arrays, matched_layers, projection
 from .run import Run, open_run
 from .stage import Stage, Work, run_stage
+from .student import evaluator_of, first_student, saver_of, starting_point
 from .task_job import Job
 
 
@@ -112,7 +115,7 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
     found = task_job.Learning(**common_flags(learning, task_job.Learning))
     job = task_job.prepare(run, task, found, student)
     if not config.eval_data_dir:
-        common.refuse_unevaluated(patience=config.patience, eval_steps=learning.eval_steps)
+        refuse_unevaluated(patience=config.patience, eval_steps=learning.eval_steps)
     if learning.alpha:
         job.train.require_labels("--alpha above 0:")
     config.load_teacher_ckpt_path = task.load_teacher_ckpt_path  # that of a cache, where none was given
@@ -142,7 +145,7 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
     Raises:
         UserError: student and teachers do not go together.
     """
-    weights, origin, wanted = task_job.starting_point(job)
+    weights, origin, wanted = starting_point(job)
     pairs = _matched(job, learning, wanted)
     carried = {} if weights is None else weights.fit
     fit = _projection(job, learning, wanted, pairs, carried)
@@ -150,7 +153,7 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
     job.check_load(wanted, wanted.parameters + params.count(fit), pairs)
 
     def build() -> Work:
-        student = task_job.first_student(job, weights, wanted)
+        student = first_student(job, weights, wanted)
         if learning.freeze_embeddings:
             embeddings = student.embeddings if isinstance(student, WordModel) else student.encoder.embeddings
             embeddings.word.requires_grad = False
@@ -159,11 +162,9 @@ def stage_of(job: Job, config: Config, learning: Learning) -> Stage:
         job.check(teachers)
         source, columns = job.taught(pairs, teachers)
         kept = LayerMap((), ()) if pairs is None else pairs.kept() if columns else pairs
-        evaluate, save = task_job.judged(
-            job, student, job.run.directory, "minddistill distill", origin, lambda: common.fit_arrays(fit)
-        )
+        save = saver_of(job, student, job.run.directory, "minddistill distill", origin, lambda: fit_arrays(fit))
         cell = Distiller(student, source, objective_of(job, learning, kept, fit))
-        return Work(cell, job.loader(columns), save, evaluate)
+        return Work(cell, job.loader(columns), save, evaluator_of(job, student))
 
     start = weights is not None and job.config.load_gd_ckpt_path
     return Stage(
@@ -193,7 +194,7 @@ def _matched(job: Job, learning: Learning, student: ModelConfig) -> LayerMap | N
     depths = student.num_hidden_layers, job.teacher.config.num_hidden_layers
     if ends and not attention:
         return LayerMap((), ()).ends(*depths)
-    pairs = common.matched_layers(job.student.layer_map, student, job.teacher.config, job.run.log, attention)
+    pairs = matched_layers(job.student.layer_map, student, job.teacher.config, job.run.log, attention)
     if not learning.state_loss_ratio:
         return LayerMap(pairs.attention, ())
     return pairs.ends(*depths) if ends else pairs
@@ -204,7 +205,7 @@ def _projection(
 ) -> FitDense | Same:
     if pairs is None or not learning.state_loss_ratio:
         return Same()
-    return common.projection(student, job.teacher.config, pairs, job.run.flags.seed, job.student.fit_dense, carried)
+    return projection(student, job.teacher.config, pairs, job.run.flags.seed, job.student.fit_dense, carried)
 
 
 def objective_of(job: Job, learning: Learning, pairs: LayerMap, fit: FitDense | Same) -> Weighted:

@@ -21,6 +21,8 @@ from ..models import store
 from ..models.heads import TextModel
 from ..problems import MULTI
 from . import common, comparison, report
+from .judging import Evaluator, truth_of
+from .labels import align_labels, aligned_session
 
 _NOTES = "evaluated.json"
 
@@ -124,13 +126,13 @@ def _shown(found: dict[str, float]) -> str:
 def _metrics(config: Config, weights: store.Weights, session: Session | None, rows: Rows) -> dict[str, float]:
     shape, directory = weights.config, rows.directory
     if session:
-        model: Session | TextModel = common.aligned_session(session, rows)
+        model: Session | TextModel = aligned_session(session, rows)
     else:
-        model = store.build(common.align_labels(weights, rows, print))
+        model = store.build(align_labels(weights, rows, print))
     rows.check_classes(model.config.num_labels)
     _check_threshold(config, rows)
     buckets = choose_buckets(rows.length, rows.seq_length, most=3)
-    evaluator = common.Evaluator(model, rows, buckets, config.threshold)
+    evaluator = Evaluator(model, rows, buckets, config.threshold)
     logits = evaluator.logits()
     found = evaluator.metrics(logits)
     print(f"{directory}: {len(rows)} rows{common.left_out(rows)}, {_shown(found)}")
@@ -175,7 +177,7 @@ def _report(config: Config, weights: store.Weights, measured: Sequence[tuple[Row
     sections = [Section("Metrics", table=table), Section("Model", table=comparison.model_table([model]))]
     for rows, found in measured:
         if found:
-            truth = common.truth_of(rows, shape)
+            truth = truth_of(rows, shape)
             logits = {"model": read_predictions(_predictions(config, rows))}
             name = rows.directory.name
             sections += comparison.compare(rows, truth, weights.directory, logits, name, config.threshold)

@@ -36,9 +36,6 @@ def run(config: Config) -> Path:
     runtime.start()
     weights = store.read_weights(config.model, config.num_attention_heads)
     weights.config.require_classifier(config.model)
-    parameters = {
-        "parameters": sum(value.size for path, value in weights.values.items() if not path.startswith("mlm."))
-    }
 
     def save(part: Path) -> None:
         if config.format == "mindir":
@@ -48,7 +45,7 @@ def run(config: Config) -> Path:
             onnx.save(onnx.build(weights, config.fp16), part / directory.ONNX_FILE)
 
     command = f"minddistill export --format {config.format}"
-    directory.write(target, save, weights.config, weights.directory, command, parameters)
+    directory.write(target, save, weights.config, weights.directory, command, {"parameters": weights.count})
     print(f"{config.model}: exported to {target}")
     return target
 

@@ -18,6 +18,8 @@ from ..problems import REGRESSION
 from . import common, report
 from .checks import Load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
+from .judging import Evaluator, eval_buckets, refuse_unevaluated
+from .labels import check_evaluated, head_fields
 from .run import Run, open_run
 from .stage import Stage, Work, run_stage
 
@@ -75,23 +77,31 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
             names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
         train.check_classes(len(names), learnt=True)
         found("a number" if problem == REGRESSION else ", ".join(names))
-    head = common.head_fields(weights.config, names, problem, config.relu_before_classifier)
+    head = head_fields(weights.config, names, problem, config.relu_before_classifier)
     model_config = weights.config.with_(**head)
     buckets = common.buckets_for(run.step.buckets, train, fixed=False)
     size = model_config.parameters
-    run.check_load(Load(size, model_config, None, 0, 0, run.step.batch_size, buckets, config.max_ckpt_num, {}))
+    run.check_load(
+        Load(
+            trained=size,
+            model=model_config,
+            batch_size=run.step.batch_size,
+            buckets=buckets,
+            keep=config.max_ckpt_num,
+        )
+    )
     dev = None
     if not config.eval_data_dir:
-        common.refuse_unevaluated(patience=config.patience, eval_steps=config.eval_steps)
+        refuse_unevaluated(patience=config.patience, eval_steps=config.eval_steps)
     else:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", model_config, None, **options)
         with run.log.check("labels to evaluate") as found:
-            common.check_evaluated(dev, model_config)
+            check_evaluated(dev, model_config)
             found("the same")
 
     def build() -> Work:
         model = store.build(
-            weights if _classifier(weights.config) == _classifier(model_config) else _without_classifier(weights),
+            weights if _classifier(weights.config) == _classifier(model_config) else weights.without("classifier."),
             model_config,
             seed=run.flags.seed,
             may_miss=("classifier.", "pooler."),
@@ -99,11 +109,9 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
         )
 
         loader = Loader(train, **run.batching(buckets))
-        evaluator = None if dev is None else common.Evaluator(model, dev, common.eval_buckets(buckets, dev))
+        evaluator = None if dev is None else Evaluator(model, dev, eval_buckets(buckets, dev))
 
         def save(name: str, found: Mapping[str, float]) -> Path:
-            if name == "best" and evaluator is not None:
-                evaluator.write(run.directory / report.BEST_PREDICTIONS)
             return store.save(
                 run.directory / name,
                 model,
@@ -114,7 +122,7 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
                 metrics=found,
             )
 
-        return Work(Distiller(model, None, Labels(problem)), loader, save, evaluator and evaluator.metrics)
+        return Work(Distiller(model, None, Labels(problem)), loader, save, evaluator)
 
     return Stage(
         run=run,
@@ -140,11 +148,6 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
 def _classifier(config: ModelConfig) -> tuple:
     """What the classifier of a model is for."""
     return config.labels, config.problem
-
-
-def _without_classifier(weights: store.Weights) -> store.Weights:
-    values = {path: value for path, value in weights.values.items() if not path.startswith("classifier.")}
-    return store.Weights(weights.config, values, weights.source, weights.fit)
 
 
 GROUPS = [Config, OptimFlags, RunFlags, StepFlags]

@@ -30,6 +30,7 @@ from ..problems import SINGLE
 from . import common, report
 from .checks import Load
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
+from .matching import fit_arrays, fit_dense, matched_layers, projection
 from .run import Run, open_run
 from .stage import Stage, Work, run_stage
 
@@ -140,15 +141,14 @@ def prepare(run: Run, config: Config, words: Words, learning: Learning, student_
     buckets = common.buckets_for(run.step.buckets, rows, student_flags.loss_mode == "reference")
     encoder = weights.config.with_(labels=(), problem=SINGLE, pooler=weights.config.pooler and not masked)
     load = Load(
-        wanted.parameters + params.count(fit),
-        wanted,
-        weights.config,
-        encoder.parameters,
-        len(pairs.attention),
-        run.step.batch_size,
-        buckets,
-        config.max_ckpt_num,
-        {},
+        trained=wanted.parameters + params.count(fit),
+        model=wanted,
+        teacher=weights.config,
+        teacher_parameters=encoder.parameters,
+        matched=len(pairs.attention),
+        batch_size=run.step.batch_size,
+        buckets=buckets,
+        keep=config.max_ckpt_num,
     )
     run.check_load(load)
 
@@ -172,7 +172,7 @@ def prepare(run: Run, config: Config, words: Words, learning: Learning, student_
                 parents={"teacher": str(config.load_teacher_ckpt_path)},
                 data={"corpus": str(config.data_dir), "rows": len(rows)},
                 metrics=found,
-                fit=common.fit_arrays(fit),
+                fit=fit_arrays(fit),
                 mlm=masked,
             )
 
@@ -213,8 +213,8 @@ def _layers(
     run: Run, flags: StudentFlags, student: ModelConfig, teacher: ModelConfig
 ) -> tuple[LayerMap, FitDense | Same, Intermediate]:
     """The layers that learn from others, what brings them to one width, and the squared errors between them."""
-    pairs = common.matched_layers(flags.layer_map, student, teacher, run.log)
-    fit = common.fit_dense(flags.fit_dense, student, teacher, pairs, {}, run.flags.seed)
+    pairs = matched_layers(flags.layer_map, student, teacher, run.log)
+    fit = fit_dense(flags.fit_dense, student, teacher, pairs, {}, run.flags.seed)
     return pairs, fit, Intermediate(pairs, fit, flags.loss_mode)
 
 
@@ -224,7 +224,7 @@ def _masked_words(
     """The last layers, what brings them to one width, and the loss alpha_mlm MLM + alpha_ce T^2 KL, both at the masked
     words, + alpha_cos (1 - cosine of the last hidden states)."""
     pairs = LayerMap((), (teacher.num_hidden_layers,), (student.num_hidden_layers,))
-    fit = common.projection(student, teacher, pairs, run.flags.seed)
+    fit = projection(student, teacher, pairs, run.flags.seed)
     parts = [
         (words.alpha_mlm, MaskedLM()),
         (words.alpha_ce, MaskedSoftLabels(words.temperature)),

@@ -32,7 +32,7 @@ from ..export.pipeline import Pipeline
 from ..files import checksum
 from ..problems import MULTI, REGRESSION, SINGLE, TOKEN
 from . import prepare_task
-from .common import label_order
+from .labels import label_order
 from .resume import begin_records, model_content
 
 _ROWS_A_SHARD = 20_000  # of the text that is read

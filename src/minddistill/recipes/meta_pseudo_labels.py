@@ -26,8 +26,10 @@ from ..train.optim import OptimConfig, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
 from . import common, report, task_job
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags, step_config
+from .judging import refuse_unevaluated
 from .run import Run, open_run
 from .stage import Stage, Work, run_stage
+from .student import evaluator_of, first_student, save_model, saver_of, starting_point
 from .task_job import Job
 
 # Flags of `StudentFlags` that say how layers are compared.
@@ -133,7 +135,7 @@ class Tutor:
                 return loss, terms, ops.logical_or(overflow, skipped), used
             before = self.loss(ms.mutable(labelled))
             loss, terms, overflow, used = step(plain, last)
-            h, rest = self.feedback(before, self.loss(ms.mutable(labelled)))
+            h, rest = self.feedback(before, self.loss(ms.mutable(labelled)), overflow)
             _, learnt, skipped, _ = self.step(batch | {"feedback": rest})
             return loss, terms | learnt | {"feedback": h}, ops.logical_or(overflow, skipped), used
 
@@ -180,7 +182,7 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
     job = task_job.prepare(run, task, found, student)
     job.require_one_teacher("meta pseudo labels, which train it,")
     if not config.eval_data_dir:
-        common.refuse_unevaluated(eval_steps=learning.eval_steps)
+        refuse_unevaluated(eval_steps=learning.eval_steps)
     job.train.require_labels("--train_data_dir")
     if job.teacher.outline:
         raise UserError(
@@ -217,14 +219,14 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
     Raises:
         UserError: student and teacher do not go together.
     """
-    weights, origin, wanted = task_job.starting_point(job)
+    weights, origin, wanted = starting_point(job)
     job.check_load(wanted, wanted.parameters + job.teacher.config.parameters, None)
     options = job.run.batching(job.buckets, config.do_shuffle)
     batches = PairedLoader(unlabelled, Loader(job.train, **options), **options)
     directory = job.run.directory / "meta" if config.finetune_epoch_size else job.run.directory
 
     def build() -> Work:
-        student = task_job.first_student(job, weights, wanted)
+        student = first_student(job, weights, wanted)
         job.run.log.line(f"The student starts from {origin}")
         teachers = job.built_teachers()
         job.check(teachers)
@@ -241,14 +243,14 @@ def meta_stage(job: Job, config: Config, learning: Learning, unlabelled: Rows) -
             total - learning.mpl_warmup_steps,
             learning.mpl_warmup_steps,
         )
-        evaluate, save = task_job.judged(job, student, directory, _COMMAND, origin)
+        save = saver_of(job, student, directory, _COMMAND, origin)
 
         def save_both(name: str, found: Mapping[str, float]) -> Path:
             if name == "last":
-                task_job.save_model(job, teacher, directory / "teacher", f"{_COMMAND} (teacher)", origin, {}, {})
+                save_model(job, teacher, directory / "teacher", f"{_COMMAND} (teacher)", origin, {}, {})
             return save(name, found)
 
-        return Work(cell, batches, save_both, evaluate, companion=tutor)
+        return Work(cell, batches, save_both, evaluator_of(job, student), companion=tutor)
 
     stage = _stage(
         job,
@@ -291,8 +293,8 @@ def finetune_stage(job: Job, config: Config, learning: Learning, first: Path) ->
 
     def build() -> Work:
         student = job.build(weights, weights.config)
-        evaluate, save = task_job.judged(job, student, job.run.directory, f"{_COMMAND} (fine-tuning)", str(first))
-        return Work(Distiller(student, None, Labels()), job.loader(), save, evaluate)
+        save = saver_of(job, student, job.run.directory, f"{_COMMAND} (fine-tuning)", str(first))
+        return Work(Distiller(student, None, Labels()), job.loader(), save, evaluator_of(job, student))
 
     return _stage(
         job,

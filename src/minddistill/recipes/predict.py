@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,13 +48,17 @@ def run(config: Config) -> int:
     """
     if config.texts and config.file:
         raise UserError(f"--file {config.file}: texts stand on the command line too; give one of both")
+    if config.output_file and Path(config.output_file).is_dir():
+        raise UserError(f"--output_file {config.output_file}: is a directory; expected a file")
     model = pipeline(config.model, threads=config.threads or None, batch_size=config.batch_size)
     _check_flags(config, model.session.config.problem)
     with contextlib.ExitStack() as stack:
         out = sys.stdout
         if config.output_file:
-            part = stack.enter_context(whole_file(Path(config.output_file)))
-            out = stack.enter_context(open(part, "w", encoding="utf-8"))
+            target = Path(config.output_file)
+            if target.is_file() or not target.exists():  # not a device or a pipe, in whose place nothing may be put
+                target = stack.enter_context(whole_file(target.resolve()))
+            out = stack.enter_context(open(target, "w", encoding="utf-8"))
         count = 0
         for line in predictions(model, _texts(config), config.threshold, config.aggregation):
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -112,6 +115,9 @@ def _texts(config: Config) -> Iterator[Text]:
         for name, value in unusual(config).items():
             if name in ("text_column", "text_pair_column"):
                 raise UserError(f"--{name} {value}: the command line has texts, without columns; leave it out")
+        for text in config.texts:
+            if not text.isascii() and any("\ud800" <= mark <= "\udfff" for mark in text):
+                raise UserError(f"{text!r}: not UTF-8; expected text")
         if not config.pairs:
             return iter(config.texts)
         if len(config.texts) % 2:
@@ -128,7 +134,7 @@ def _texts(config: Config) -> Iterator[Text]:
             raise UserError(f"--{name} {value}: {config.file or 'standard input'} is {kind}; leave it out")
     if table:
         task = Task(CUSTOM, text=config.text_column, text_pair=config.text_pair_column or None)
-        examples = read_examples(path, task, "test", labelled=False)
+        examples = read_examples(path, task, "test", labelled=False, empty=True)
     else:
         lines = text_lines(path) if config.file else decoded(sys.stdin.buffer, "standard input")
         examples = plain_examples(lines, config.pairs, config.file or "standard input")
@@ -137,7 +143,4 @@ def _texts(config: Config) -> Iterator[Text]:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `minddistill predict`."""
-    try:
-        run(*parse("minddistill predict", "Labels and scores of texts.", [Config], argv))
-    except BrokenPipeError:  # whoever read has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    run(*parse("minddistill predict", "Labels and scores of texts.", [Config], argv))

@@ -23,6 +23,7 @@ from ..data.tasks import (
     encode_label,
     encode_logits,
     label_table,
+    logit_names,
     read_examples,
     task_named,
     text_files,
@@ -99,7 +100,7 @@ def run(config: Config) -> dict[str, dict]:
         if not examples:
             raise UserError(f"{path}: no rows; expected at least one")
         if not table and task.problem != REGRESSION:
-            table = label_table(task, (example.label for example in examples))
+            table = label_table(task, [*(example.label for example in examples), *logit_names(examples[0].logits)])
             if len(table) < 2:
                 raise UserError(f"{path}: only one label, {', '.join(map(repr, table))}; expected at least two classes")
         labelled = all(example.label is not None for example in examples)

@@ -82,7 +82,13 @@ def prepare(run: Run, config: Config, learning: Learning) -> Stage:
     masking = common.masking(weights, config.masked_lm_prob, run.log)
     wanted = weights.config.with_(labels=(), problem=SINGLE, pooler=False)
     buckets = common.buckets_for(run.step.buckets, rows, fixed=False)
-    load = Load(wanted.parameters, wanted, None, 0, 0, run.step.batch_size, buckets, config.max_ckpt_num, {})
+    load = Load(
+        trained=wanted.parameters,
+        model=wanted,
+        batch_size=run.step.batch_size,
+        buckets=buckets,
+        keep=config.max_ckpt_num,
+    )
     run.check_load(load)
 
     def build() -> Work:

@@ -29,6 +29,9 @@ from ..prune.sparse import Pruner, Sparsity, chosen
 from . import common, report
 from .checks import Load
 from .flags import OptimFlags, RunFlags, StepFlags, step_config
+from .judging import Evaluator, check_teacher, eval_buckets, refuse_unevaluated
+from .labels import align_labels, check_evaluated
+from .matching import projection
 from .prune_structured import Structure, checked_target, structured_stages
 from .run import Run, open_run
 from .stage import Stage, Work, run_stage
@@ -120,11 +123,9 @@ class Job:
         student, teacher = self.build(weights), self._taught()
         evaluator = None
         if self.dev is not None:
-            evaluator = common.Evaluator(student, self.dev, common.eval_buckets(self.buckets, self.dev))
+            evaluator = Evaluator(student, self.dev, eval_buckets(self.buckets, self.dev))
 
         def save(name: str, found: Mapping[str, float]) -> Path:
-            if name == "best" and evaluator is not None:
-                evaluator.write(self.run.directory / report.BEST_PREDICTIONS)
             return store.save(
                 directory / name,
                 student,
@@ -140,9 +141,7 @@ class Job:
                 metrics=found,
             )
 
-        return Work(
-            Distiller(student, teacher, objective), self.loader(self.train), save, evaluator and evaluator.metrics
-        )
+        return Work(Distiller(student, teacher, objective), self.loader(self.train), save, evaluator)
 
     def stage(self, name: str, directory: Path, build: Callable[[], Work], source: store.Weights) -> Stage:
         """A stage that trains what `build` makes of `source`."""
@@ -175,8 +174,8 @@ class Job:
             return None
         teacher = self.build(self.teacher)
         if self.dev is not None:
-            shapes = common.eval_buckets(self.buckets, self.dev)
-            found = common.check_teacher(teacher, self.dev, shapes, self.config.allow_weak_teacher, self.run.log.line)
+            shapes = eval_buckets(self.buckets, self.dev)
+            found = check_teacher(teacher, self.dev, shapes, self.config.allow_weak_teacher, self.run.log.line)
             found.write(self.run.directory / report.TEACHER_PREDICTIONS)
         return teacher
 
@@ -208,7 +207,7 @@ class Job:
                 "heads: not as many as the teacher has; hidden states are compared, attention scores are not"
             )
             pairs = LayerMap((), pairs.hidden)
-        return Intermediate(pairs, common.projection(student, teacher, pairs, self.run.flags.seed))
+        return Intermediate(pairs, projection(student, teacher, pairs, self.run.flags.seed))
 
 
 def run(
@@ -299,29 +298,28 @@ def prepare(run: Run, config: Config, losses: Losses, optim: OptimFlags, groups:
     if config.eval_data_dir:
         dev = common.read_checked(config.eval_data_dir, "--eval_data_dir", dense.config, dense.directory, **options)
     else:
-        common.refuse_unevaluated(eval_steps=config.eval_steps)
+        refuse_unevaluated(eval_steps=config.eval_steps)
     if "temperature" in unusual(losses) and not losses.soft_weight:
         raise UserError(f"--temperature {losses.temperature}: has no part where --soft_weight is 0; leave it out")
     if losses.label_weight or config.method == "structured":
         train.require_labels("--train_data_dir")
     with run.log.check("labels") as found:
-        dense = common.align_labels(dense, train, run.log.line)
-        teacher = common.align_labels(teacher, train, run.log.line) if config.teacher else dense
+        dense = align_labels(dense, train, run.log.line)
+        teacher = align_labels(teacher, train, run.log.line) if config.teacher else dense
         train.check_classes(dense.config.num_labels, learnt=True)
         if dev is not None:
-            common.check_evaluated(dev, dense.config)
+            check_evaluated(dev, dense.config)
         found("a number" if dense.config.regression else ", ".join(dense.config.labels))
     buckets = common.buckets_for(run.step.buckets, train, fixed=False)
     load = Load(
-        2 * dense.config.parameters,  # with masks and scores
-        dense.config,
-        teacher.config,
-        teacher.config.parameters,
-        dense.config.num_hidden_layers if losses.intermediate_weight else 0,
-        run.step.batch_size,
-        buckets,
-        config.max_ckpt_num,
-        {},
+        trained=2 * dense.config.parameters,  # with masks and scores
+        model=dense.config,
+        teacher=teacher.config,
+        teacher_parameters=teacher.config.parameters,
+        matched=dense.config.num_hidden_layers if losses.intermediate_weight else 0,
+        batch_size=run.step.batch_size,
+        buckets=buckets,
+        keep=config.max_ckpt_num,
     )
     run.check_load(load)
     return Job(run, config, losses, optim, groups, dense, teacher, train, dev, buckets)

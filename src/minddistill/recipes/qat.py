@@ -13,8 +13,9 @@ from ..errors import UserError
 from ..files import model_path
 from ..models.config import ModelConfig
 from ..models.fake_quant import Grid, simulate
-from . import common, report, task_distill, task_job
+from . import report, task_distill, task_job
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
+from .labels import outputs_of
 from .run import open_run
 from .stage import Work, run_stage
 
@@ -84,8 +85,8 @@ def train(
     with open_run(flags, step, place) as opened:
         student = StudentFlags(seq_length=shape.max_length)
         job = task_job.prepare(opened, task, learning, student)
-        order = common.outputs_of(shape, job.train, config.model)
-        if order and order != sorted(order):
+        order = outputs_of(shape, job.train, config.model)
+        if order:
             raise UserError(
                 f"{config.model}: its labels are {', '.join(shape.labels)}, those of {job.train.directory} in another order "
                 f"({', '.join(job.train.meta['labels'])}); train it on such records first (minddistill task-distill)"

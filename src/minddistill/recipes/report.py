@@ -18,8 +18,8 @@ from ..files import read_json, require_directory
 from ..models import store
 from ..problems import REGRESSION
 from ..train.log import read_metrics
-from . import common
 from .comparison import Measured, compare, headline, measured, model_table
+from .judging import scored, truth_of
 from .run import BEST_PREDICTIONS, Run
 
 NAME = "report.html"
@@ -143,12 +143,12 @@ def _results(
     if logits:
         rows = _evaluated(flags)
         config = store.read_weights(found).config
-        truth = common.truth_of(rows, config)
+        truth = truth_of(rows, config)
         if not _same_rows({name: read_labels(directory / files[name][1]) for name in logits}, rows, truth):
             why = f"Left out: {rows.directory} holds other rows now than those that were predicted."
             sections = [Section("Predictions", why)]
         else:
-            scores = {name: common.scored(rows, config, values) for name, values in logits.items()}
+            scores = {name: scored(rows, config, values) for name, values in logits.items()}
             sections = compare(rows, truth, found, logits)
     heads = dict.fromkeys(files, 12) | {"teacher": _teacher_heads(flags)}
     return [measured(name, path, scores.get(name, {}), heads[name]) for name, (path, _) in files.items()], sections

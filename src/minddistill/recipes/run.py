@@ -104,7 +104,7 @@ def open_run(flags: RunFlags, step: StepFlags, place: runtime.Runtime, stages: S
         raise UserError(
             f"--output_dir {directory}: not seen by every process; the nodes of a run need a directory that they share"
         )
-    log = RunLog(None if place.rank else directory, flags.log_interval)
+    log = RunLog(None if place.rank else directory)
     try:
         yield Run(place, directory, log, flags, step)
     finally:

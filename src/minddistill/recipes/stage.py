@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +19,7 @@ from ..distill.distiller import Distiller
 from ..errors import UserError
 from ..files import read_json, write_json
 from ..prune.sparse import Pruner
+from ..signals import handled
 from ..train.checkpoint import Checkpoints, Saved, TrainState
 from ..train.log import RunLog
 from ..train.loop import Hook, Prefetched, Stopped, fit
@@ -28,6 +27,7 @@ from ..train.optim import OptimConfig, Update, build_optimizer
 from ..train.step import LossScale, StepConfig, build_step
 from ..train.watch import INTERVAL, Watch
 from . import resume
+from .judging import Evaluator
 from .run import BEST_PREDICTIONS, DONE, Run
 
 _LATER = 5.0  # seconds that the first process has, to write the rows that broke a run, before another ends it
@@ -49,7 +49,7 @@ class Work:
 
     Attributes:
         save: writes the model directory of a name (best, last) with its metrics.
-        evaluate: the metrics that choose the best model, the main one first.
+        evaluator: measures the model for the metrics that choose the best, the main one first.
         pruner: makes trained weights sparse; the best model is chosen among those of its full sparsity.
         companion: trains beside the cell.
     """
@@ -57,7 +57,7 @@ class Work:
     cell: Distiller
     batches: Loader
     save: Callable[[str, Mapping[str, float]], Path]
-    evaluate: Callable[[], dict[str, float]] | None = None
+    evaluator: Evaluator | None = None
     pruner: Pruner | None = None
     companion: Companion | None = None
 
@@ -92,11 +92,21 @@ class Stage:
     most_steps: int = 0
 
     def steps(self, an_epoch: int) -> tuple[int, int]:
-        """Batches and updates of the whole stage, of so many batches an epoch."""
-        batches, updates = an_epoch * self.epochs, -(-an_epoch // self.step.accumulate) * self.epochs
+        """Batches and updates of the whole stage, of so many batches an epoch.
+
+        Raises:
+            UserError: it ends before its first update.
+        """
+        batches, accumulate = an_epoch * self.epochs, self.step.accumulate
         if self.most_steps:
             batches = min(batches, self.most_steps)
-            updates = min(updates, -(-batches // self.step.accumulate))
+        whole, rest = divmod(batches, an_epoch)  # an epoch's last update is of what is left
+        updates = whole * -(-an_epoch // accumulate) + rest // accumulate
+        if batches and not updates:
+            raise UserError(
+                f"--train_steps {self.most_steps}: ends before the first update of --accumulation_steps {accumulate}; "
+                "give more steps"
+            )
         return batches, updates
 
     def step_of(
@@ -133,6 +143,8 @@ def run_stage(stage: Stage) -> tuple[Path, dict[str, float]]:
         resume.refuse_another(done, record["identity"], identity)
         result = stage.directory / record["result"]
         stage.run.log.line(f"{stage.name}: finished before; its result is {result}")
+        if record["metrics"]:
+            stage.run.log.line(_best(record["metrics"]))
         return result, record["metrics"]
     if broken:
         stage.run.log.line(f"{stage.name}: passed over as broken in {checkpoints.directory}: {', '.join(broken)}")
@@ -169,6 +181,9 @@ class _Training:
         wait = 0.0 if self.leads else _LATER
         self.watch = Watch(announced, self.state, stage.run.flags.max_skipped_steps, self._places, directory, wait)
         self.judged, self.metrics = -1, {}  # the step and the metrics of the latest evaluation
+        self.logged = -1  # the latest step whose numbers were
+        last, given = (stage.directory / "last").resolve(), [value for g in stage.groups for value in vars(g).values()]
+        self.saves = last not in [Path(value).resolve() for value in given if isinstance(value, str)]
         self.seconds = self.waited = 0.0  # of the training, and of these for data
 
     def fit(self) -> None:
@@ -186,7 +201,7 @@ class _Training:
         self.log.start(stage.name, self.total, state.step, len(train.buckets))
         began, ahead = time.perf_counter(), Prefetched(train)
         try:
-            fit(
+            outputs = fit(
                 self.watch,
                 ahead,
                 state,
@@ -198,15 +213,17 @@ class _Training:
                 stop_early=self._no_better if stage.patience else None,
             )
         except Stopped:
-            with _deaf():
+            with handled(signal.SIG_IGN, signal.SIGTERM):  # one more is of the same order, and does not break this off
                 self.watch.check(state, ())
-                self.checkpoints.save(state)
+                self._save(state, ())
             self.log.stop()
             again = " with --resume auto" if stage.run.flags.resume is False else ""
             self.log.line(f"{stage.name}: stopped at step {state.step}; the same command{again} goes on from there")
             raise KeyboardInterrupt from None
         finally:
             self.log.stop()
+        if outputs and self.logged != state.step:
+            self._log(state, outputs)
         self.watch.check(state, ())  # of a run that ended inside an epoch
         if self.work.pruner:  # or inside an update
             self.work.pruner.at(state.step)
@@ -249,19 +266,27 @@ class _Training:
             hooks.append(Hook(1, lambda state, outputs: pruner.at(state.step)))
         hooks.append(Hook(stage.eval_steps, self._judge, at_epoch_end=True))
         if self.leads:
-            hooks.append(Hook(stage.save_steps, lambda state, outputs: self.checkpoints.save(state), at_epoch_end=True))
+            hooks.append(Hook(stage.save_steps, self._save, at_epoch_end=True))
         return hooks
+
+    def _save(self, state: TrainState, outputs: tuple) -> None:
+        """The state, and the model as it is now: a long run's is of use before its end. One that the run begins with stays
+        until then."""
+        self.checkpoints.save(state)
+        if self.saves:
+            self.work.save("last", self.metrics if self.judged == state.step else {})
 
     def _log(self, state: TrainState, outputs: tuple) -> None:
         train = self.work.batches
         rows = train.batch_size * train.size
         self.log.numbers(state, outputs, self.stage.name, rows, float(train.rows.length.mean()) * rows)
+        self.logged = state.step
 
     def _judge(self, state: TrainState, outputs: tuple) -> None:
         work, name = self.work, self.stage.name
-        if not self.leads or work.evaluate is None or self.judged == state.step:
+        if not self.leads or work.evaluator is None or self.judged == state.step:
             return
-        found = work.evaluate()
+        found = work.evaluator.metrics()
         self.judged, self.metrics = state.step, found
         value = next(iter(found.values()))
         told = {f"dev_{metric}": value for metric, value in found.items()}
@@ -269,9 +294,10 @@ class _Training:
         if work.pruner and not work.pruner.finished:
             self.log.line(f"dev: {value:.6f} at sparsity {work.pruner.sparsity():.4f}")
         elif value > state.best.get("value", -np.inf):
+            work.evaluator.write(self.stage.run.directory / BEST_PREDICTIONS)
             work.save("best", found)
             state.best = {"value": value, "epoch": state.epoch + bool(state.position), "metrics": found}
-            self.log.line(f"The best acc is {value:.6f}")
+            self.log.line(_best(found))
 
     def _places(self, epoch: int, position: int) -> list[str]:
         """Where the rows of a batch come from."""
@@ -280,17 +306,8 @@ class _Training:
         return [train.rows.place(int(row)) for row in planned.rows[: planned.real]]
 
 
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """A SIGTERM meanwhile is one more of the same order: it does not break off what that asked for."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _best(metrics: Mapping[str, float]) -> str:
+    return f"The best acc is {next(iter(metrics.values())):.6f}"
 
 
 def _announced(step: Callable[..., tuple], log: RunLog, shapes: int) -> Callable[..., tuple]:

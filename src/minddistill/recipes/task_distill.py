@@ -13,21 +13,11 @@ from ..errors import UserError
 from ..models import store
 from . import common, report
 from .flags import RunFlags, StepFlags, StudentFlags
+from .matching import fit_arrays, fit_dense, matched_layers
 from .run import Run, open_run
 from .stage import Stage, Work, run_stage
-from .task_job import (
-    Config,
-    Job,
-    Learning,
-    evaluate_all,
-    evaluate_others,
-    first_student,
-    judged,
-    prepare,
-    save_model,
-    starting_point,
-    student_at,
-)
+from .student import evaluator_of, first_student, save_model, saver_of, starting_point, student_at
+from .task_job import Config, Job, Learning, evaluate_all, evaluate_others, prepare
 
 
 def run(
@@ -76,9 +66,9 @@ def phase_one(job: Job) -> Stage:
     job.learning.phase(2)
     predictions(job)
     weights, origin, wanted = starting_point(job)
-    pairs = common.matched_layers(job.student.layer_map, wanted, job.teacher.config, job.run.log)
+    pairs = matched_layers(job.student.layer_map, wanted, job.teacher.config, job.run.log)
     carried = {} if weights is None else weights.fit
-    fit = common.fit_dense(job.student.fit_dense, wanted, job.teacher.config, pairs, carried, job.run.flags.seed)
+    fit = fit_dense(job.student.fit_dense, wanted, job.teacher.config, pairs, carried, job.run.flags.seed)
     job.check_load(wanted, wanted.parameters + params.count(fit), pairs)
 
     def build() -> Work:
@@ -90,7 +80,7 @@ def phase_one(job: Job) -> Stage:
         kept = pairs.kept() if columns else pairs
 
         def save(name: str, found: Mapping[str, float]) -> Path:
-            arrays = common.fit_arrays(fit)
+            arrays = fit_arrays(fit)
             command = "minddistill task-distill (phase 1)"
             return save_model(job, student, job.run.directory / "phase1" / name, command, origin, found, arrays)
 
@@ -139,7 +129,7 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
     job.require_evaluated()
     with job.run.log.check("student") as found:
         weights = student_at(job, first) if job.config.load_td1_ckpt_path else store.read_weights(first)
-        wanted = weights.config.with_(**job.head)
+        wanted = weights.config.with_(**job.head(weights))
         found(common.described(weights))
     if job.config.load_td1_ckpt_path:  # else phase 1, which takes more, has seen to it
         job.check_load(wanted, wanted.parameters, None)
@@ -147,12 +137,13 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
 
     def build() -> Work:
         student = job.build(weights, wanted, ("classifier.",))
-        evaluate_dev, save = judged(job, student, job.run.directory, command, str(first), lambda: weights.fit)
+        save = saver_of(job, student, job.run.directory, command, str(first), lambda: weights.fit)
         teachers = job.built_teachers()
         if job.config.load_td1_ckpt_path:  # phase 1, which checks the teacher, was left out
             job.check(teachers)
         source, columns = job.taught(None, teachers)
-        return Work(Distiller(student, source, predictions(job)), job.loader(columns), save, evaluate_dev)
+        cell = Distiller(student, source, predictions(job))
+        return Work(cell, job.loader(columns), save, evaluator_of(job, student))
 
     return Stage(
         name="phase2",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import runtime
-from ..config import flag, numbers
+from ..config import flag
 from ..data.loader import Loader
 from ..data.records import Rows
 from ..data.teacher_cache import Layout, TeacherCache
@@ -21,13 +21,15 @@ from ..distill.layer_map import LayerMap
 from ..errors import UserError
 from ..files import read_json, write_json
 from ..models import store
-from ..models.config import ModelConfig, WordConfig
+from ..models.config import ModelConfig
 from ..models.heads import TextModel
 from ..problems import REGRESSION
 from ..train.optim import OptimConfig
 from . import common, evaluate, report, teacher_cache
 from .checks import Load
 from .flags import OptimFlags, RunFlags, StudentFlags, step_config
+from .judging import check_teacher, eval_buckets, refuse_unevaluated
+from .labels import align_labels, check_evaluated, head_fields
 from .run import CACHING, Run
 
 
@@ -127,24 +129,24 @@ class Job:
                 f"have none; {what} wants one"
             )
 
-    @property
-    def head(self) -> dict[str, Any]:
-        """What the student's head has from its teacher."""
+    def head(self, weights: store.Weights | None = None) -> dict[str, Any]:
+        """What the head of a student of these weights has from its teacher; one that is trained keeps its form."""
         config = self.teacher.config
-        relu = getattr(config, "relu_before_classifier", False)
-        return common.head_fields(config, config.labels, config.problem, relu)
+        trained = weights is not None and "classifier.weight" in weights.values
+        relu = getattr(weights.config if trained else config, "relu_before_classifier", False)
+        return head_fields(config, config.labels, config.problem, relu)
 
     def check(self, teachers: Sequence[TextModel | None]) -> None:
         """Measure the teachers, where they and dev records are here, and keep the first one's predictions for the report."""
         if self.dev is None:
             return
-        shapes = common.eval_buckets(self.buckets, self.dev)
+        shapes = eval_buckets(self.buckets, self.dev)
         for index, teacher in enumerate(teachers):
             if teacher is None:
                 continue
             if len(teachers) > 1:
                 self.run.log.line(f"Teacher {index + 1} of {len(teachers)}: {self.teachers[index].source}")
-            found = common.check_teacher(teacher, self.dev, shapes, self.learning.allow_weak_teacher, self.run.log.line)
+            found = check_teacher(teacher, self.dev, shapes, self.learning.allow_weak_teacher, self.run.log.line)
             if not index and not self.run.place.rank:
                 found.write(self.run.directory / report.TEACHER_PREDICTIONS)
 
@@ -202,6 +204,13 @@ class Job:
             layout = teacher_cache.whole(self.caches, owner, self.train.length) or layout
         return owner, layout, self.config.td_phase2_epoch_size + (self.config.td_phase1_epoch_size if pairs else 0)
 
+    def bytes_to_cache(self, pairs: LayerMap | None) -> int:
+        """What a phase's caches are still to write under `--teacher_cache`."""
+        found = [self.cached(pairs, teacher)[:2] for teacher in self.teachers]
+        return sum(
+            teacher_cache.opened(self.caches, layout, self.train, owner).bytes_to_write() for owner, layout in found
+        )
+
     def check_load(self, student: ModelConfig, trained: int, pairs: LayerMap | None) -> None:
         """See that the machine has room for a phase.
 
@@ -211,21 +220,17 @@ class Job:
         cache, kept = {}, self.learning.teacher_cache not in teacher_cache.SETTINGS
         if kept:  # "auto" sees for itself what it may take
             self.require_real_positions(pairs)
-            layouts = [self.cached(pairs, teacher)[:2] for teacher in self.teachers]
-            new = [
-                layout for owner, layout in layouts if not teacher_cache.path_of(self.caches, owner, layout).is_dir()
-            ]
-            cache = {self.caches: sum(layout.bytes(self.train.length) for layout in new)}
+            cache = {self.caches: self.bytes_to_cache(pairs)}
         load = Load(
-            trained,
-            student,
-            None if self.carried or kept else self.teacher.config,
-            sum(value.size for weights in self.teachers for value in weights.values.values()),
-            len(pairs.attention) if pairs else 0,
-            self.run.step.batch_size,
-            self.buckets,
-            self.config.max_ckpt_num,
-            cache,
+            trained=trained,
+            model=student,
+            teacher=None if self.carried or kept else self.teacher.config,
+            teacher_parameters=sum(value.size for weights in self.teachers for value in weights.values.values()),
+            matched=len(pairs.attention) if pairs else 0,
+            batch_size=self.run.step.batch_size,
+            buckets=self.buckets,
+            keep=self.config.max_ckpt_num,
+            cache=cache,
         )
         self.run.check_load(load)
 
@@ -236,7 +241,7 @@ class Job:
             UserError: it is set, and nothing is.
         """
         if not self.config.do_eval:
-            common.refuse_unevaluated(eval_steps=self.learning.eval_steps)
+            refuse_unevaluated(eval_steps=self.learning.eval_steps)
 
     def require_real_positions(self, pairs: LayerMap | None) -> None:
         """See that layers are compared at the positions that a cache keeps.
@@ -310,6 +315,8 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
         UserError: they do not go together.
     """
     common.note_data_sink(config.enable_data_sink, run)
+    if not learning.teacher_cache:
+        raise UserError("--teacher_cache is empty; expected auto, off or a directory")
     config.load_teacher_ckpt_path = config.load_teacher_ckpt_path or teacher_cache.outline_in(learning.teacher_cache)
     carried = not config.load_teacher_ckpt_path
     teachers = [_reader(config, learning, student)] if carried else _teachers(config, learning, run.log)
@@ -334,13 +341,13 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
             _check_reads(other, train, weights)
             found(f"{other.source} reads the ids of the first")
     with run.log.check("labels") as found:
-        teachers = [common.align_labels(teacher, train, run.log.line) for teacher in teachers]
+        teachers = [align_labels(teacher, train, run.log.line) for teacher in teachers]
         for teacher in teachers:
             teacher.config.require_classifier(teacher.source)
         weights = teachers[0]
         train.check_classes(weights.config.num_labels, learnt=True)
         if dev is not None:
-            common.check_evaluated(dev, weights.config)
+            check_evaluated(dev, weights.config)
         found("a number" if weights.config.regression else ", ".join(weights.config.labels))
     if config.do_eval and dev is None:
         raise UserError("--eval_data_dir is empty; expected a record directory, or --do_eval false")
@@ -439,128 +446,6 @@ def mean_logits(caches: Sequence[TeacherCache]) -> Callable[[np.ndarray, int], d
         return {"teacher_logits": np.mean(found, 0, dtype=np.float32)}
 
     return columns
-
-
-def starting_point(job: Job) -> tuple[store.Weights | None, str, ModelConfig]:
-    """What the student starts from (None for random weights), what to call it, and the student's configuration.
-
-    Raises:
-        UserError: the flags name two starting points, or one that cannot be read.
-    """
-    weights, origin = _first_weights(job)
-    with job.run.log.check("student") as found:
-        wanted = job.student.config(job.teacher.config) if weights is None else weights.config
-        wanted = wanted.with_(**job.head)
-        if weights is None:
-            common.check_vocabulary(job.train, wanted, None)
-        found(f"{wanted.summary}, from {origin}")
-    return weights, origin, wanted
-
-
-def _first_weights(job: Job) -> tuple[store.Weights | None, str]:
-    if job.config.load_gd_ckpt_path:
-        if job.student.init_from_teacher:
-            raise UserError("--init_from_teacher and --load_gd_ckpt_path: two starting points; give one of them")
-        weights = student_at(job, job.config.load_gd_ckpt_path)
-        return weights, str(weights.source)
-    if job.student.init_from_teacher:
-        wanted = job.student.config(job.teacher.config)
-        layers = numbers(job.student.init_from_teacher, "--init_from_teacher")
-        weights = store.from_layers(job.teacher, wanted.with_(**job.head), layers)
-        return weights, f"layers {job.student.init_from_teacher} of the teacher"
-    return None, "random weights"
-
-
-def student_at(job: Job, path: str | Path) -> store.Weights:
-    """A student that the user names, as it was saved.
-
-    Raises:
-        UserError: it cannot be read, does not read what its teacher reads, or is another than the flags say.
-    """
-    weights = store.read_weights(path, job.student.heads)
-    if isinstance(weights.config, WordConfig) and not job.carried:
-        raise UserError(
-            f"{weights.source}: a {weights.config.family} does not read its teacher's word pieces; label the text with the "
-            "teacher (minddistill label), and give distill no --load_teacher_ckpt_path"
-        )
-    if weights.config.vocab_size != job.teacher.config.vocab_size:
-        raise UserError(
-            f"{weights.source}: a student of {weights.config.vocab_size} word pieces, its teacher has "
-            f"{job.teacher.config.vocab_size}; one of another tokenizer learns from text that the teacher has labelled "
-            "(minddistill label, then distill without --load_teacher_ckpt_path)"
-        )
-    common.check_vocabulary(job.train, weights.config, weights.directory)
-    job.student.refuse_other(weights.config, weights.source)
-    return _with_classifier_of(job, weights)
-
-
-def _with_classifier_of(job: Job, weights: store.Weights) -> store.Weights:
-    """A student's weights without a classifier that is of other labels than its teacher's."""
-    have, wanted = weights.config, job.teacher.config
-    same = wanted.regression or common.same_labels(have.labels, wanted.labels)
-    if len(have.labels) == len(wanted.labels):
-        same = same or common.unnamed(have.labels) or common.unnamed(wanted.labels)
-    if not have.labels or (have.problem == wanted.problem and same):
-        return weights
-    told = [f"{', '.join(config.labels)} ({config.problem})" for config in (have, wanted)]
-    job.run.log.line(f"{weights.source}: its classifier is of {told[0]}; that of {told[1]} is learnt anew")
-    values = {path: value for path, value in weights.values.items() if not path.startswith("classifier.")}
-    return store.Weights(have, values, weights.source, weights.fit)
-
-
-def first_student(job: Job, weights: store.Weights | None, wanted: ModelConfig) -> TextModel:
-    """The student at its `starting_point`."""
-    if weights is not None:
-        return job.build(weights, wanted, ("classifier.", "pooler."))
-    return store.new(wanted, job.run.flags.seed, **job.run.types)
-
-
-def judged(
-    job: Job,
-    student: TextModel,
-    directory: Path,
-    command: str,
-    origin: str,
-    fit: Callable[[], Mapping[str, Any]] = dict,
-) -> tuple[Callable[[], dict[str, float]] | None, Callable[[str, Mapping[str, float]], Path]]:
-    """What measures a student on the dev rows, where it is to be, and what saves it: `evaluate` and `save` of a `Work`.
-
-    Args:
-        directory: where its models go.
-        command, origin: that made it, and from what, for its record.
-        fit: the projection's weights when it is saved.
-    """
-    evaluator = None
-    if job.dev is not None and job.config.do_eval:
-        evaluator = common.Evaluator(student, job.dev, common.eval_buckets(job.buckets, job.dev))
-
-    def save(name: str, found: Mapping[str, float]) -> Path:
-        if name == "best" and evaluator is not None:
-            evaluator.write(job.run.directory / report.BEST_PREDICTIONS)
-        return save_model(job, student, directory / name, command, origin, found, fit())
-
-    return evaluator and evaluator.metrics, save
-
-
-def save_model(
-    job: Job,
-    model: TextModel,
-    directory: Path,
-    command: str,
-    origin: str,
-    found: Mapping[str, float],
-    fit: Mapping[str, Any],
-) -> Path:
-    return store.save(
-        directory,
-        model,
-        tokenizer_from=job.teacher.directory,
-        command=command,
-        parents=job.parents | {"student": origin},
-        data={"train": str(job.train.directory), "rows": len(job.train), "task": job.train.meta.get("task", "")},
-        metrics=found,
-        fit=fit,
-    )
 
 
 def evaluate_others(job: Job, model: Path) -> None:

@@ -22,7 +22,7 @@ from ..models.config import ModelConfig
 from ..models.heads import TextModel, outputs_function
 from ..problems import TOKEN
 from ..runtime import Runtime
-from .common import EVAL_BATCH
+from .judging import EVAL_BATCH
 
 SETTINGS = ("auto", "off")  # of --teacher_cache, besides a directory
 _MOST_OF_FREE_DISK = 0.5
@@ -60,8 +60,8 @@ def identity(teacher: store.Weights, rows: Rows, types: dict[str, str], caches: 
     """What a cache belongs to: the teacher's weights and shape, the rows, and the types it was computed in.
 
     Args:
-        types: from `runtime.type_names`. A teacher that is only an outline was computed elsewhere, and the
-            types of what is found under `caches` stand.
+        types: from `runtime.type_names`. A teacher that is only an outline was computed elsewhere: where nothing of
+            these types is under `caches`, those of what is found there stand.
 
     Raises:
         UserError: the outline's cache holds other rows.
@@ -69,10 +69,10 @@ def identity(teacher: store.Weights, rows: Rows, types: dict[str, str], caches: 
     mine = {"teacher": teacher.fingerprint(), "rows": rows.fingerprint()}
     if not teacher.outline:
         return mine | {"types": types}
-    for note in sorted(caches.glob(f"*/{NOTE}")):
-        known = noted(note)
-        if {name: known.get(name) for name in mine} == mine:
-            return mine | {"types": known["types"]}
+    notes = map(noted, sorted(caches.glob(f"*/{NOTE}")))
+    found = [known["types"] for known in notes if {name: known.get(name) for name in mine} == mine]
+    if found:
+        return mine | {"types": types if types in found else found[0]}
     raise UserError(
         f"{caches}: holds nothing of the teacher {teacher.source} for the rows of {rows.directory}; "
         "run minddistill cache-teacher on these records where the teacher is"
@@ -103,6 +103,11 @@ def whole(caches: Path, owner: dict[str, Any], length: np.ndarray) -> Layout | N
         if layout.classes and len(list(note.parent.glob("shard_*.json"))) == shards:
             return layout
     return None
+
+
+def opened(caches: Path, layout: Layout, rows: Rows, owner: dict[str, Any]) -> TeacherCache:
+    """The cache of one layout of one teacher's outputs for one data set, as far as it is there."""
+    return TeacherCache(path_of(caches, owner, layout), layout, rows.length, owner)
 
 
 def path_of(caches: Path, owner: dict[str, Any], layout: Layout) -> Path:
@@ -136,7 +141,7 @@ def filled(
     Raises:
         UserError: outputs are missing, and so is the teacher.
     """
-    cache = TeacherCache(path_of(caches, owner, layout), layout, rows.length, owner)
+    cache = opened(caches, layout, rows, owner)
     for rank in range(place.size):  # one after the other: looking drops what is not to be used
         if rank == place.rank:
             missing, dropped = cache.missing()

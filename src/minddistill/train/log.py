@@ -28,11 +28,10 @@ class RunLog:
 
     Args:
         directory: the run directory; None prints lines only (ranks other than 0).
-        interval: steps between two lines of numbers.
     """
 
-    def __init__(self, directory: Path | None, interval: int = 100):
-        self.directory, self.interval = directory, interval
+    def __init__(self, directory: Path | None):
+        self.directory = directory
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False, markup=False)
         self._bar: Progress | None = None
         self._task: Any = None

@@ -12,6 +12,7 @@ from .. import native
 from ..errors import UserError
 from .optim import Update
 
+_PART = "part_of_update"  # () float32, in a batch: the micro-batches so far, of those of a whole update
 CLIPS = ("global", "tensor", "off")
 
 
@@ -108,6 +109,7 @@ class _Step(nn.Cell):
     def construct(self, batch: dict) -> tuple:
         (_, (loss, terms)), grads = self.gradients(batch)
         used = self.scale.value * self.one
+        divisor = used
         if not self.update:
             added = [ops.assign_add(buffer, grad) for buffer, grad in zip(self.buffers, grads)]
             return loss, terms, self.no, ops.depend(used, added)
@@ -115,6 +117,7 @@ class _Step(nn.Cell):
             grads = [buffer + grad for buffer, grad in zip(self.buffers, grads)]
             cleared = [ops.assign(buffer, ops.zeros_like(buffer)) for buffer in self.buffers]
             used = ops.depend(used, cleared)
+            divisor = used * batch[_PART]
         if self.reducer is not None:
             grads = self.reducer(tuple(grads))
             loss = self.all_reduce(loss) / self.processes
@@ -124,7 +127,7 @@ class _Step(nn.Cell):
         finite = ops.isfinite(total)
         adjusted = self.scale(finite)
         if finite:
-            adjusted = ops.depend(adjusted, self.optimise(grads, self.factors(squares, total, used)))
+            adjusted = ops.depend(adjusted, self.optimise(grads, self.factors(squares, total, divisor)))
         return loss, terms, ops.logical_not(finite), ops.depend(used, adjusted)
 
     def squares(self, grads: tuple) -> Tensor:
@@ -133,13 +136,13 @@ class _Step(nn.Cell):
             return self.square_sums(*[grad.astype(ms.float32) for grad in grads])
         return ops.stack([(grad * grad).sum().astype(ms.float32) for grad in grads])
 
-    def factors(self, squares: Tensor, total: Tensor, used: Tensor) -> Tensor:
-        """What takes the loss scale out of each gradient and clips it, (n,)."""
+    def factors(self, squares: Tensor, total: Tensor, divisor: Tensor) -> Tensor:
+        """What divides each gradient, by the loss scale for one, and clips it, (n,)."""
         if self.clip == "tensor":
-            return self.largest / ops.maximum(ops.sqrt(squares) / used, self.largest) / used
-        factor = self.one / used
+            return self.largest / ops.maximum(ops.sqrt(squares) / divisor, self.largest) / divisor
+        factor = self.one / divisor
         if self.clip == "global":
-            factor = self.largest / ops.maximum(ops.sqrt(total) / used, self.largest) / used
+            factor = self.largest / ops.maximum(ops.sqrt(total) / divisor, self.largest) / divisor
         return factor * ops.ones_like(squares)
 
 
@@ -162,7 +165,7 @@ def build_step(
     Returns:
         step(batch, last=True): (loss, its parts by name, overflow, loss scale used), all tensors on the device, so that
         nothing waits for the host. With `config.accumulate` > 1, `last` is False for all but the last micro-batch of
-        an update. An overflow skips the update and lowers the scale.
+        an update, which may be of fewer: it is of their mean. An overflow skips the update and lowers the scale.
     """
     buffers = optimizer.parameters.clone(prefix="accumulated", init="zeros") if config.accumulate > 1 else None
     scaled = _Scaled(cell, scale, optimizer.global_step, 1.0 / config.accumulate)
@@ -170,7 +173,14 @@ def build_step(
     update = _Step(*parts, update=True)
     gather = _Step(*parts, update=False) if buffers is not None else update
 
+    taken = 0  # micro-batches of the update under way
+
     def run(batch: dict[str, Tensor], last: bool = True) -> tuple:
+        nonlocal taken
+        if buffers is not None:
+            taken += 1
+            batch = batch | {_PART: Tensor(taken / config.accumulate, ms.float32)}
+            taken = 0 if last else taken
         # Tensors in a plain dict count as constants: each batch would be compiled anew.
         loss, terms, overflow, used = (update if last else gather)(ms.mutable(batch))
         return loss, dict(zip(cell.terms, terms)), overflow, used
