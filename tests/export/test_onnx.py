@@ -9,6 +9,7 @@ from small import command
 
 from minddistill.errors import UserError
 from minddistill.export import onnx as graphs
+from minddistill.export import session
 from minddistill.export.session import Session, runtime_session
 from minddistill.models import store
 from minddistill.models.config import WORD_FAMILIES, ModelConfig, WordConfig
@@ -129,10 +130,10 @@ def test_graph_says_what_it_is(tmp_path):
 def test_exported_directory_runs_without_its_model(teacher, tmp_path):
     out = tmp_path / "exported"
     assert command("export", "--model", teacher, "--output_dir", out) == 0
-    session, original = Session.open(out, threads=1), Session.open(teacher, threads=1)
-    assert session.kind == "onnx" and original.kind == "mindspore" and session.labels == ["no", "yes"]
-    batch = session.encode(["the film is good", "a dull plot"], ["and fun", None])
-    np.testing.assert_allclose(session.predict(*batch), original.predict(*batch), atol=1e-4)
+    opened, original = Session.open(out, threads=1), Session.open(teacher, threads=1)
+    assert opened.kind == "onnx" and original.kind == "mindspore" and opened.labels == ["no", "yes"]
+    batch = opened.encode(["the film is good", "a dull plot"], ["and fun", None])
+    np.testing.assert_allclose(opened.predict(*batch), original.predict(*batch), atol=1e-4)
     record = json.loads((out / "minddistill.json").read_text())
     assert record["parents"] == {"model": str(teacher)} and record["metrics"]["accuracy"] > 0.9
     assert {"config.json", "vocab.txt", "README.md"} <= {file.name for file in out.iterdir()}
@@ -160,11 +161,28 @@ def test_only_what_was_exported_is_replaced(teacher, tmp_path, monkeypatch, caps
     assert (tmp_path / "here" / "notes.txt").read_text() == "mine"
 
 
-def test_sums_of_int8_products_do_not_overflow_on_older_processors(teacher, tmp_path):
-    """ONNX Runtime's own entry for x64 without VNNI; where there is VNNI it changes nothing."""
+@pytest.mark.parametrize(
+    ("machine", "flags", "overflow"),
+    [
+        ("x86_64", ["avx2", "avx512f"], True),
+        ("x86_64", ["avx2", "avx512_vnni"], False),
+        ("AMD64", ["avx_vnni"], False),
+        ("AMD64", [], True),
+        ("aarch64", ["asimd"], False),
+    ],
+)
+def test_exact_int8_sums_are_asked_for_where_the_fast_ones_overflow(teacher, monkeypatch, machine, flags, overflow):
+    assert session.sums_overflow(machine, flags) == overflow
+    monkeypatch.setattr(session, "_processor", lambda: flags)
+    monkeypatch.setattr(session.platform, "machine", lambda: machine)
     graph = graphs.build(store.read_weights(teacher)).SerializeToString()
     options = runtime_session(graph).get_session_options()
-    assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    key = "session.x64quantprecision"
+    if overflow:
+        assert options.get_session_config_entry(key) == "1"
+    else:
+        with pytest.raises(RuntimeError, match=key):
+            options.get_session_config_entry(key)
 
 
 def test_mindir_loads_with_the_same_logits_at_any_shape(tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+import platform
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ..models import store
 
 ONNX_FILE = "model.onnx"
+# ONNX Runtime's addition and layer norm in one: in int8 graphs on CPU slower than the two (`benchmarks/session.py`).
+SLOW_FUSION = "SkipLayerNormFusion"
 # What the inputs of an ONNX graph hold, by the names that transformers and optimum give them.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -175,14 +178,35 @@ def runtime_session(graph: Path | bytes, threads: int | None = None) -> Any:
     options.intra_op_num_threads = threads or 0
     # Spinning threads take the cores from the tokenizer, and from other models in the process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without VNNI, the sums of int8 products overflow in the fast kernel of x64: there, and only there, take the exact one.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if sums_overflow(platform.machine(), _processor()):
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         source = graph if isinstance(graph, bytes) else str(graph)
-        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=[SLOW_FUSION]
+        )
     except Exception as error:  # ONNX Runtime's own exceptions share no public base
         reason = str(error).splitlines()[0]
         raise UserError(f"{graph}: ONNX Runtime cannot run it ({reason}); export it again") from None
+
+
+def sums_overflow(machine: str, flags: Collection[str]) -> bool:
+    """Whether a processor's fast kernel lets sums of int8 products overflow: x64 without VNNI.
+
+    Others are not asked for the exact kernel, as ONNX Runtime takes it there too, at two thirds of the speed.
+
+    Args:
+        machine: as `platform.machine` has it.
+        flags: the processor's features by Linux's names.
+    """
+    return machine in ("x86_64", "AMD64") and not {"avx512_vnni", "avx_vnni"} & {*flags}
+
+
+def _processor() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return []  # not told here
 
 
 def graph_forward(graph: Path, threads: int | None = None) -> Forward:
