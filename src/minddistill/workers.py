@@ -31,6 +31,11 @@ def core_count() -> int:
     return len(usable_cores()) or os.cpu_count() or 1
 
 
+def threads_each(processes: int) -> int:
+    """How many threads each of so many processes has, where they share the cores of this one."""
+    return max(core_count() // processes, 1)
+
+
 def usable_cores() -> list[int]:
     """The cores that this process may use; none where the system does not say."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

@@ -139,7 +139,7 @@ METRICS = {
 }
 LOGITS = "logits"  # the column of what a teacher says
 SHARD_ENDING = ".jsonl"
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which no text in UTF-8 holds
 
 
 def task_named(name: str) -> Task:
@@ -372,7 +372,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UserError(f"{path}:{number}: not valid JSON ({error}); expected one object a line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: holds {type(row).__name__}; expected a JSON object")
-        if "\\u" in line and _SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+        if "\\u" in line and SURROGATE.search(json.dumps(row, ensure_ascii=False)):
             raise UserError(f"{path}:{number}: holds half of a surrogate pair; expected whole characters")
         yield number, row
 

@@ -204,7 +204,10 @@ def sums_overflow(machine: str, flags: Collection[str]) -> bool:
 
 def _processor() -> list[str]:
     try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            return next(
+                (line.split() for line in file if line.startswith("flags")), []
+            )  # the other cores have the same
     except OSError:
         return []  # not told here
 

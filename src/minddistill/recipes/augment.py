@@ -21,7 +21,7 @@ from ..data.tokenizer import fingerprint, load_tokenizer, special_id
 from ..errors import UserError
 from ..files import checksum
 from ..problems import REGRESSION, SINGLE, TOKEN
-from ..workers import core_count, worker_pool
+from ..workers import core_count, threads_each, worker_pool
 from . import prepare_task
 from .labels import label_order
 from .resume import begin_records, model_content
@@ -116,8 +116,10 @@ def run(config: Config) -> dict[str, Any]:
     missing = [shard for shard in shards if not shard.path.is_file()]
     if missing:
         kinds = _words_of_kinds(config, examples)
-        make = partial(_Source, config, source, task, table, tokenizer_dir, length, kinds)
-        for shard in _written(missing, make, config.workers or core_count()):
+        workers = min(config.workers or core_count(), len(missing))
+        threads = threads_each(workers)
+        make = partial(_Source, config, source, task, table, tokenizer_dir, length, kinds, threads)
+        for shard in _written(missing, make, workers, threads):
             last = shard.start + len(shard.examples)
             print(f"{config.split}: rows {shard.start + 1} to {last} of {len(examples)} augmented", flush=True)
     rows_of = text_lines if text else partial(records.tfrecord_payloads, verify=False)
@@ -198,17 +200,16 @@ class _Shard:
     examples: list[Example]
 
 
-def _written(shards: list[_Shard], make: Callable[[], _Source], workers: int) -> Iterator[_Shard]:
+def _written(shards: list[_Shard], make: Callable[[], _Source], workers: int, threads: int) -> Iterator[_Shard]:
     """Write shards, in several processes where asked to; gives each when it is there, in their order."""
-    if workers == 1 or len(shards) == 1:
+    if workers == 1:
         source = make()
         for shard in shards:
             source.write(shard)
             yield shard
         return
-    count = min(workers, len(shards))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(core_count() // count, 1)))
-    with worker_pool(count, "spawn") as pool:
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    with worker_pool(workers, "spawn") as pool:
         for shard, _ in zip(shards, pool.map(partial(_write, make), shards), strict=True):
             yield shard
 
@@ -245,13 +246,14 @@ class _Source:
         tokenizer_dir: Path,
         length: int,
         kinds: Mapping[str, Sequence[str]],
+        threads: int,
     ):
         self.config, self.source, self.task, self.table, self.kinds = config, source, task, table, kinds
         self.length, self.tokenizer = length, load_tokenizer(tokenizer_dir)
         self.tokenizer.enable_truncation(length, strategy="longest_first")
         self.times = config.times or augment.TIMES.get(task.name, augment.DEFAULT_TIMES)
         self.vectors = read_vectors(Path(config.glove)) if config.glove else None
-        self.mlm = _likely_words(config) if config.mlm and config.method != "mask" else None
+        self.mlm = _likely_words(config, threads) if config.mlm and config.method != "mask" else None
         self.mask = config.mask_token or self.tokenizer.id_to_token(special_id(self.tokenizer, "[MASK]", "<mask>"))
         self.tagger = Tagger(config.pos_model) if kinds else None
         self.judge = _Judge(config, task, list(table.values()), source) if config.teacher else None
@@ -321,17 +323,16 @@ class _Source:
         return found
 
 
-def _likely_words(config: Config) -> LikelyWords:
+def _likely_words(config: Config, threads: int) -> LikelyWords:
     from .likely_words import LikelyWords
 
-    cores = core_count()
     return LikelyWords(
         config.mlm,
         count=config.candidates,
         together=config.masks_together,
         batch_size=config.batch_size,
         compute_type=config.compute_type,
-        threads=max(cores // (config.workers or cores), 1),
+        threads=threads,
     )
 
 

@@ -16,6 +16,7 @@ from ..data.glove import WordVectors, read_vectors
 from ..data.tasks import Example, read_examples
 from ..data.tokenizer import SPECIAL_WORDS, split_words, word_tokenizer
 from ..errors import UserError
+from ..files import RECORD_FILE
 from ..models import store
 from ..models.presets import word_preset
 from . import prepare_task
@@ -98,7 +99,7 @@ def _target(name: str) -> Path:
     path = Path(name)
     if not name:
         raise UserError("--output_dir is empty; expected the directory to write")
-    if path.exists() and not (path / "minddistill.json").is_file():
+    if path.exists() and not (path / RECORD_FILE).is_file():
         raise UserError(f"--output_dir {path}: is there, and not a model directory of ours; expected a new one")
     return path
 

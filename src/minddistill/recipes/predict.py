@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from .. import pipeline
 from ..config import flag, parse, unusual, words
-from ..data.tasks import CUSTOM, Task, decoded, plain_examples, read_examples, text_lines
+from ..data.tasks import CUSTOM, SURROGATE, Task, decoded, plain_examples, read_examples, text_lines
 from ..errors import UserError
 from ..export.pipeline import Pipeline, Text
 from ..files import whole_file
@@ -116,7 +116,7 @@ def _texts(config: Config) -> Iterator[Text]:
             if name in ("text_column", "text_pair_column"):
                 raise UserError(f"--{name} {value}: the command line has texts, without columns; leave it out")
         for text in config.texts:
-            if not text.isascii() and any("\ud800" <= mark <= "\udfff" for mark in text):
+            if SURROGATE.search(text):
                 raise UserError(f"{text!r}: not UTF-8; expected text")
         if not config.pairs:
             return iter(config.texts)

@@ -18,7 +18,7 @@ from ..config import flag, parse
 from ..data.records import read_rows
 from ..errors import UserError
 from ..evaluation.evaluate import read_predictions
-from ..files import model_path, read_json, replace_directory, require_directory, write_json
+from ..files import RECORD_FILE, model_path, read_json, replace_directory, require_directory, write_json
 from ..models import store
 from ..models.heads import predict_function
 from ..train.log import read_metrics
@@ -146,7 +146,7 @@ def run(config: Config) -> dict:
 
 def _publish(source: Path, target: Path) -> None:
     """Copy a model directory, whole, to where the README says it is."""
-    if not target.is_dir() or (target / "minddistill.json").read_bytes() != (source / "minddistill.json").read_bytes():
+    if not target.is_dir() or (target / RECORD_FILE).read_bytes() != (source / RECORD_FILE).read_bytes():
         replace_directory(target, lambda part: _copy(source, part))
 
 

@@ -14,13 +14,13 @@ from ..config import flag, parse, read_yaml
 from ..data.records import Rows, read_rows
 from ..errors import UserError
 from ..evaluation.evaluate import Truth, read_labels, read_predictions, told
-from ..files import read_json, require_directory
+from ..files import RECORD_FILE, read_json, require_directory
 from ..models import store
 from ..problems import REGRESSION
 from ..train.log import read_metrics
 from .comparison import Measured, compare, headline, measured, model_table
 from .judging import scored, truth_of
-from .run import BEST_PREDICTIONS, Run
+from .run import BEST_PREDICTIONS, DONE, Run
 
 NAME = "report.html"
 TEACHER_PREDICTIONS = "predictions_teacher.tsv"
@@ -65,7 +65,7 @@ def write(directory: Path) -> Path:
     ended = _done(directory, "").get("result")
     names = [ended] if ended else ["best", "last"]
     found = next((directory / name for name in names if (directory / name).is_dir()), None)
-    made = read_json(found / "minddistill.json", "where a model comes from") if found else {}
+    made = read_json(found / RECORD_FILE, "where a model comes from") if found else {}
     models, compared = _results(directory, flags, found, made["parents"].get("teacher", "")) if found else ([], [])
     resolved = (directory / "config.yaml").read_text(encoding="utf-8")
     steps = f"Every {flags['log_interval']} steps; strong lines are running means."
@@ -122,7 +122,7 @@ def _stages(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Table:
 def _done(directory: Path, stage: str) -> dict[str, Any]:
     """What a finished stage left in `done.json`, in a directory of its own or else in the run's; empty before."""
     own = directory / stage
-    path = (own if own.is_dir() else directory) / "done.json"
+    path = (own if own.is_dir() else directory) / DONE
     return read_json(path, "the note of a finished stage") if path.is_file() else {}
 
 

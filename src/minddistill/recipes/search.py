@@ -23,7 +23,7 @@ from ..config import flag, parse, read_yaml
 from ..errors import UserError
 from ..files import read_json, write_json, write_text
 from ..train.log import read_metrics
-from ..workers import core_count
+from ..workers import threads_each
 from . import distill, finetune, task_distill
 from .resume import KEEPING
 from .stage import DONE
@@ -122,7 +122,7 @@ def _helpers(config: Config) -> list[subprocess.Popen]:
     words += ["--command", config.command, "--trials", str(config.trials), "--prune", str(config.prune).lower()]
     words += ["--output_dir", config.output_dir, "--refit", "0", "--seed", str(config.seed)]
     if config.processes > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(core_count() // config.processes, 1)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(config.processes)))
     return [subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(config.processes - 1)]
 
 

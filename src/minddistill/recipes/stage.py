@@ -182,6 +182,7 @@ class _Training:
         self.watch = Watch(announced, self.state, stage.run.flags.max_skipped_steps, self._places, directory, wait)
         self.judged, self.metrics = -1, {}  # the step and the metrics of the latest evaluation
         self.logged = -1  # the latest step whose numbers were
+        self.kept: tuple[int, dict[str, float]] | None = None  # step and metrics of the model in last/
         last, given = (stage.directory / "last").resolve(), [value for g in stage.groups for value in vars(g).values()]
         self.saves = last not in [Path(value).resolve() for value in given if isinstance(value, str)]
         self.seconds = self.waited = 0.0  # of the training, and of these for data
@@ -240,7 +241,7 @@ class _Training:
         """Save the last model, and note that the stage is done; returns its result, as `run_stage` does."""
         stage, state = self.stage, self.state
         if self.leads:
-            self.work.save("last", self.metrics)
+            self._save_last()
         if self.leads and not state.best:  # one that is there is of an earlier run, which --resume false forgot
             shutil.rmtree(stage.directory / "best", ignore_errors=True)
             (stage.directory / BEST_PREDICTIONS).unlink(missing_ok=True)
@@ -274,7 +275,14 @@ class _Training:
         until then."""
         self.checkpoints.save(state)
         if self.saves:
-            self.work.save("last", self.metrics if self.judged == state.step else {})
+            self._save_last()
+
+    def _save_last(self) -> None:
+        """Write `last/`, unless the checkpoint of this step has."""
+        now = self.state.step, self.metrics if self.judged == self.state.step else {}
+        if self.kept != now:
+            self.work.save("last", now[1])
+            self.kept = now
 
     def _log(self, state: TrainState, outputs: tuple) -> None:
         train = self.work.batches
