@@ -69,3 +69,19 @@ def test_byte_level_tokenizers_are_refused(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(UserError, match="a BPE tokenizer; expected WordPiece"):
         used(load_tokenizer(tmp_path), [])
+
+
+def test_tokens_that_were_added_keep_their_place(vocabulary, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    for directory in (source, target):
+        directory.mkdir()
+    store.copy_tokenizer(vocabulary, source)
+    (source / "added_tokens.json").write_text(json.dumps({"[E1]": len(VOCABULARY)}))
+    ids = np.array(load_tokenizer(source).encode("the [E1] film").ids)
+    kept = used(load_tokenizer(source), [ids])
+    write_tokenizer(source, target, kept)
+    assert json.loads((target / "added_tokens.json").read_text()) == {"[E1]": len(kept) - 1}
+    for form in ("tokenizer.json", "vocab.txt"):
+        np.testing.assert_array_equal(kept[load_tokenizer(target).encode("the [E1] film").ids], ids)
+        (target / "tokenizer.json").unlink(missing_ok=True)
+        assert (target / "vocab.txt").is_file(), form

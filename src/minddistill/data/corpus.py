@@ -101,9 +101,17 @@ def chunks(files: Sequence[Path], characters: int) -> Iterator[list[list[str]]]:
 
 
 def sentences(paragraph: str) -> list[str]:
-    """Split a paragraph at the ends of sentences."""
+    """Split a paragraph at the ends of sentences.
+
+    What stood behind white space begins with a blank, by which byte-level pieces tell that a word begins.
+    """
     ends = [0, *(end.end() for end in _SENTENCE_END.finditer(paragraph)), len(paragraph)]
-    return [part for begin, end in pairwise(ends) if (part := paragraph[begin:end].rstrip())]
+    parts = []
+    for begin, end in pairwise(ends):
+        if part := paragraph[begin:end].strip():
+            parted = any(mark.isspace() for mark in paragraph[max(begin - 1, 0) : begin + 1])
+            parts.append(" " + part if parted else part)
+    return parts
 
 
 def fill_segments(

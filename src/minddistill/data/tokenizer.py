@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.implementations import BertWordPieceTokenizer
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel
@@ -21,6 +23,17 @@ _PROBES = (
     ("The Café opened at 9:30, didn't it?", "Ünïcode & emoji \U0001f600 <mask> [MASK]"),
     ("中文分词 и русский", "supercalifragilisticexpialidocious\tTAB  spaces"),
 )
+# Of `tokenizer_class`, what the files stand for where no `tokenizer.json` says how they are read: others have the same
+# file names and another way to split (BertJapaneseTokenizer, BertweetTokenizer, KoBERT's).
+_WORDPIECE_CLASS = (
+    r"(Bert|DistilBert|Electra|MobileBert|SqueezeBert|ConvBert|MPNet|LayoutLM|Funnel|PreTrained)Tokenizer(Fast)?"
+)
+_BYTE_LEVEL_CLASS = r"(Roberta|GPT2|Bart|Longformer|PreTrained)Tokenizer(Fast)?"
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether `load_tokenizer` finds something to read there."""
+    return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "merges.txt"))
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -30,16 +43,18 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         A tokenizer that adds special tokens and neither pads nor truncates.
 
     Raises:
-        UserError: none of the files is there, or one is damaged.
+        UserError: none of the files is there, one is damaged, or they are of a tokenizer of another kind.
     """
     directory = Path(directory)
     try:
         if (directory / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         elif (directory / "vocab.txt").is_file():
-            tokenizer = _wordpiece(directory)
+            tokenizer = _wordpiece(directory, _options(directory, _WORDPIECE_CLASS))
+            _add_tokens(tokenizer, directory)
         elif (directory / "merges.txt").is_file():
-            tokenizer = _byte_level(directory)
+            tokenizer = _byte_level(directory, _options(directory, _BYTE_LEVEL_CLASS))
+            _add_tokens(tokenizer, directory)
         else:
             raise UserError(
                 f"{directory}: no tokenizer in it; expected tokenizer.json, vocab.txt, or vocab.json with merges.txt"
@@ -53,13 +68,52 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return tokenizer
 
 
-def _options(directory: Path) -> dict:
-    path = directory / "tokenizer_config.json"
-    return read_json(path, "the tokenizer's options") if path.is_file() else {}
+def _read(directory: Path, name: str) -> dict[str, Any]:
+    path = directory / name
+    return read_json(path, "part of the tokenizer") if path.is_file() else {}
 
 
-def _wordpiece(directory: Path) -> Tokenizer:
-    options = _options(directory)
+def _options(directory: Path, kind: str) -> dict[str, Any]:
+    options = _read(directory, "tokenizer_config.json")
+    name, words = options.get("tokenizer_class") or "", options.get("word_tokenizer_type") or "basic"
+    if (name and not re.fullmatch(kind, name)) or words != "basic":
+        raise UserError(
+            f"{directory}: its tokenizer is a {name}{f' ({words})' if words != 'basic' else ''}, whose way to split is not in "
+            "its files; expected BERT's WordPiece, RoBERTa's byte-level BPE, or a tokenizer.json"
+        )
+    return options
+
+
+def _add_tokens(tokenizer: Tokenizer, directory: Path) -> None:
+    """Add what was added to the vocabulary, in the order of the ids, as transformers does."""
+    options, names = _read(directory, "tokenizer_config.json"), _read(directory, "special_tokens_map.json")
+    special = {text for values in (options, names) for text in _special(values)}
+    added = {
+        index: AddedToken(text, normalized=text not in special, special=text in special)
+        for text, index in _read(directory, "added_tokens.json").items()
+    }
+    added |= {int(index): AddedToken(**told) for index, told in options.get("added_tokens_decoder", {}).items()}
+    known = tokenizer.get_added_tokens_decoder()
+    for index, token in sorted(added.items()):
+        if index in known:
+            continue
+        tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != index:
+            raise UserError(
+                f"{directory}: {token.content!r} was added to its vocabulary as {index}, which would be "
+                f"{tokenizer.token_to_id(token.content)} here; expected the files of one tokenizer"
+            )
+
+
+def _special(values: Mapping[str, Any]) -> list[str]:
+    """The special tokens that a tokenizer's configuration names."""
+    found = [value for name, value in values.items() if name.endswith("_token")]
+    found += values.get("additional_special_tokens") or []
+    found = [value.get("content") if isinstance(value, dict) else value for value in found]
+    return [value for value in found if isinstance(value, str)]
+
+
+def _wordpiece(directory: Path, options: Mapping[str, Any]) -> Tokenizer:
     lower = options.get("do_lower_case", True)
     inner = BertWordPieceTokenizer(
         str(directory / "vocab.txt"),
@@ -70,8 +124,7 @@ def _wordpiece(directory: Path) -> Tokenizer:
     return Tokenizer.from_str(inner.to_str())
 
 
-def _byte_level(directory: Path) -> Tokenizer:
-    options = _options(directory)
+def _byte_level(directory: Path, options: Mapping[str, Any]) -> Tokenizer:
     space = options.get("add_prefix_space", False)
     tokenizer = Tokenizer(BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt")))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=space)

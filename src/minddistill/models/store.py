@@ -40,6 +40,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
 )
 WEIGHTS_FILE = "model.safetensors"
 FIT_FILE = "fit_dense.safetensors"

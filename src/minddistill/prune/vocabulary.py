@@ -54,6 +54,10 @@ def write_tokenizer(source: Path, target: Path, kept: np.ndarray) -> None:
                 str(places[int(old)]): entry for old, entry in known.items() if int(old) in places
             }
         write_json(options, values)
+    added = target / "added_tokens.json"
+    if added.is_file():
+        known = read_object(added, "the tokens added to the vocabulary")
+        write_json(added, {text: places[old] for text, old in known.items() if old in places})
 
 
 def _table(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..config import numbers
 from ..data.loader import check_buckets, choose_buckets
 from ..data.records import Rows, read_rows
 from ..data.tasks import CUSTOM, task_named
-from ..data.tokenizer import fingerprint, load_tokenizer, special_id
+from ..data.tokenizer import fingerprint, has_tokenizer, load_tokenizer, special_id
 from ..errors import UserError
 from ..evaluation import metrics
 from ..export.arrays import read_arrays
@@ -94,7 +94,7 @@ def check_vocabulary(rows: Rows, config: ModelConfig | WordConfig, tokenizer_dir
             "prepare the records with a smaller --max_seq_length"
         )
     theirs = rows.meta.get("tokenizer")
-    if theirs and tokenizer_dir is not None and any((tokenizer_dir / n).is_file() for n in store.TOKENIZER_FILES[:2]):
+    if theirs and tokenizer_dir is not None and has_tokenizer(tokenizer_dir):
         mine = fingerprint(load_tokenizer(tokenizer_dir))
         if mine != theirs:
             raise UserError(

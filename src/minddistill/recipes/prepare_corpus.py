@@ -16,6 +16,7 @@ import numpy as np
 from ..config import flag, parse
 from ..data import records
 from ..data.corpus import chunks, corpus_files, fill_segments, mask_tokens, sentences
+from ..data.shards import write_mindrecord, write_tfrecord
 from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
 from ..files import checksum, model_path, read_json, require_directory, whole_file, write_json
@@ -97,7 +98,7 @@ def _chunk(index: int, group: list[list[str]], length: int, seed: int, directory
     tokenizer = load_tokenizer(directory)
     documents = []
     for document in group:
-        parts = [sentence for paragraph in document for sentence in sentences(paragraph)]
+        parts = sentences(document[0]) + [part for paragraph in document[1:] for part in sentences(" " + paragraph)]
         encoded = tokenizer.encode_batch_fast(parts, add_special_tokens=False)
         documents.append([encoding.ids for encoding in encoded])
     generator = np.random.Generator(np.random.Philox(key=[seed, index]))
@@ -190,9 +191,9 @@ def _shard(
             yield records.padded(ids.tolist(), second, len(ids), 0) | masked
 
     if config.dataset_type == "mindrecord":
-        records.write_mindrecord(path, make(), columns)
+        write_mindrecord(path, make(), columns)
     else:
-        records.write_tfrecord(path, make(), frozenset(["masked_lm_weights"]))
+        write_tfrecord(path, make(), frozenset(["masked_lm_weights"]))
 
 
 def main(argv: list[str] | None = None) -> None:
