@@ -51,7 +51,7 @@ class Inputs:
     def __init__(self, root: Path):
         import mindspore as ms
 
-        from minddistill.data import records
+        from minddistill.data import records, shards
         from minddistill.data.tokenizer import fingerprint, load_tokenizer
         from minddistill.files import write_json
         from minddistill.models import store
@@ -72,8 +72,8 @@ class Inputs:
         meta |= {"seq_length": LENGTH, "rows": 2 * ROWS, "tokenizer": fingerprint(load_tokenizer(vocabulary))}
         table = records.schema(LENGTH, 2 * ROWS, "int64")
         for part in range(2):
-            records.write_tfrecord(root / "tfrecord" / f"part-{part}.tfrecord", self.rows())
-            records.write_mindrecord(root / "mindrecord" / f"part-{part}.mindrecord", self.rows(), table["columns"])
+            shards.write_tfrecord(root / "tfrecord" / f"part-{part}.tfrecord", self.rows())
+            shards.write_mindrecord(root / "mindrecord" / f"part-{part}.mindrecord", self.rows(), table["columns"])
         for kind in ("tfrecord", "mindrecord"):
             records.finish_directory(root / kind, table, meta)
         shutil.copytree(root / "tfrecord", root / "foreign")  # of another program: nothing says what was written
@@ -132,14 +132,14 @@ def replace(file: Path, draw: random.Random) -> None:
 
 def payloads(file: Path) -> list[bytes]:
     """The rows of a TFRecord file."""
-    from minddistill.data.records import tfrecord_payloads
+    from minddistill.data.shards import tfrecord_payloads
 
     return list(tfrecord_payloads(file))
 
 
 def framed(rows: list[bytes], length: int | None = None) -> bytes:
     """TFRecord with right checksums; `length` is what the first row claims to have."""
-    from minddistill.data.records import _masked
+    from minddistill.data.shards import _masked
 
     parts = []
     for index, row in enumerate(rows):
@@ -260,7 +260,7 @@ def wrong_row(change: dict[str, Any]) -> Breaker:
     """One row of a file changed so."""
 
     def spoil(directory: Path, draw: random.Random) -> str:
-        from minddistill.data import records
+        from minddistill.data import shards
 
         rows: list[dict] = Inputs.rows()
         index = draw.randrange(ROWS)
@@ -270,7 +270,7 @@ def wrong_row(change: dict[str, Any]) -> Breaker:
 
         def one(row: dict, number: int) -> bytes:
             part = directory / "row"
-            records.write_tfrecord(part, [row], floats if number == index else frozenset())
+            shards.write_tfrecord(part, [row], floats if number == index else frozenset())
             data = payloads(part)[0]
             part.unlink()
             return data

@@ -18,6 +18,8 @@ def test_words_are_those_of_berts_basic_tokenizer():
     query = augment.query_of("The Café's plot isn't GREAT, 3-D fun!")
     assert query.words == ("the", "cafe", "'", "s", "plot", "isn", "'", "t", "great", ",", "3", "-", "d", "fun", "!")
     assert [query.words[place] for place in query.places] == ["cafe", "plot", "great", "fun"]
+    query = augment.query_of("not a serious thing about an empty system")  # function words alone are left out
+    assert [query.words[place] for place in query.places] == ["serious", "thing", "empty", "system"]
 
 
 def test_every_candidate_word_is_replaced_at_probability_one():

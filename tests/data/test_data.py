@@ -4,17 +4,19 @@ import bz2
 import gzip
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minddistill.data import records
+from minddistill.data import records, shards
 from minddistill.data.corpus import fill_segments, mask_tokens, read_documents, sentences
 from minddistill.data.loader import Loader, choose_buckets
 from minddistill.data.tasks import TASKS, label_table, read_examples, task_named
 from minddistill.errors import UserError
 from minddistill.files import write_json
+from minddistill.problems import MULTI
 from minddistill.recipes.common import described_rows
 
 LENGTHS = (5, 3, 8, 6, 4)
@@ -33,7 +35,7 @@ def directory(request, tmp_path) -> Path:
 def written(path: Path, kind: str = "tfrecord") -> Path:
     table = records.schema(8, 5, "int64")
     file = path / f"part{records.SUFFIXES[kind][0]}"
-    write = records.write_tfrecord if kind == "tfrecord" else records.write_mindrecord
+    write = shards.write_tfrecord if kind == "tfrecord" else shards.write_mindrecord
     assert write(file, rows(), *([table["columns"]] if kind == "mindrecord" else [])) == 5
     records.finish_directory(path, table, {"labels": ["no", "yes"]})
     return path
@@ -94,7 +96,7 @@ def test_schema_numbers_limit_rows(directory):
 def test_records_of_google_bert_are_read(tmp_path):
     """Other features are ignored, `is_real_example` 0 leaves a row out, and no schema is needed."""
     more = ({**row, "is_real_example": [int(i != 1)], "next_sentence_labels": [0]} for i, row in enumerate(rows()))
-    records.write_tfrecord(tmp_path / "train.tf_record", more)
+    shards.write_tfrecord(tmp_path / "train.tf_record", more)
     found = records.read_rows(tmp_path, vocab_size=20)
     assert found.length.tolist() == [5, 8, 6, 4]
     with pytest.raises(UserError, match=r"train.tf_record: row 3: label_ids is 1; expected"):
@@ -129,7 +131,7 @@ def no_files(directory):
 
 
 def no_column(directory):
-    records.write_tfrecord(directory / "part.tfrecord", [{"input_ids": [1] * 8, "input_mask": [1] * 8}])
+    shards.write_tfrecord(directory / "part.tfrecord", [{"input_ids": [1] * 8, "input_mask": [1] * 8}])
 
 
 def other_shape(directory):
@@ -143,7 +145,7 @@ def other_type(directory):
 def longer_row(directory):
     more = [*rows(), records.padded([1, 2], 2, 9, 0) | {"label_ids": [0]}]
     (directory / "schema.json").unlink()
-    records.write_tfrecord(directory / "part.tfrecord", more)
+    shards.write_tfrecord(directory / "part.tfrecord", more)
 
 
 def bad_schema(directory):
@@ -152,14 +154,14 @@ def bad_schema(directory):
 
 def beyond_int32(directory):
     more = [{**row, "input_ids": [2**32 + 5, *row["input_ids"][1:]]} for row in rows()]
-    records.write_tfrecord(directory / "part.tfrecord", more)
+    shards.write_tfrecord(directory / "part.tfrecord", more)
 
 
 def not_example(directory):
     data = b"\xff\xff\xff"
     head = struct.pack("<Q", len(data))
     file = directory / "part.tfrecord"
-    file.write_bytes(head + records._masked(head) + data + records._masked(data))
+    file.write_bytes(head + shards._masked(head) + data + shards._masked(data))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def another_value(directory):
         flip(file, file.stat().st_size - 100)
     else:
         more = [{**row, "input_ids": [7, *row["input_ids"][1:]]} for row in rows()]
-        records.write_tfrecord(file, more)
+        shards.write_tfrecord(file, more)
 
 
 def taken_away(directory):
@@ -382,11 +384,11 @@ def test_labels_that_only_look_like_numbers_are_sorted_as_words():
 def test_sentences_split_at_their_ends():
     assert sentences("He left. She stayed at 3.5 km! Why? because") == [
         "He left.",
-        "She stayed at 3.5 km!",
-        "Why? because",
+        " She stayed at 3.5 km!",
+        " Why? because",
     ]
     quoted = ['He said "No."', "(It rained.)", "[Yes!] We stayed."]
-    assert sentences(" ".join(quoted)) == [*quoted[:2], "[Yes!]", "We stayed."]
+    assert sentences(" ".join(quoted)) == [quoted[0], " (It rained.)", " [Yes!]", " We stayed."]
     chinese = ["\u4ed6\u6765\u4e86\u3002", "\u201c\u771f\u7684\uff1f\uff01\u201d", "\u597d", "\u3002"]
     assert sentences("".join(chinese)) == [*chinese[:2], "".join(chinese[2:])]
 
@@ -426,3 +428,20 @@ def test_masks_are_of_ordinary_tokens():
     count = int(weights.sum())
     assert count == 3 and (targets[:count] == ids[positions[:count]]).all() and (positions[count:] == 0).all()
     assert (np.flatnonzero(changed != ids)[:, None] == positions[:count]).any(1).all()
+
+
+def test_of_masked_words_one_in_ten_stays_and_one_is_another():
+    ids = np.arange(10, 10010, dtype=np.int32)
+    changed, places, *_ = mask_tokens(ids, set(), 0.15, 1500, 5, 20000, np.random.default_rng(0))
+    same, masks = (changed[places] == ids[places]).mean(), (changed[places] == 5).mean()
+    assert len(places) == 1500 and abs(same - 0.1) < 0.03 and abs(masks - 0.8) < 0.04
+    assert abs(1 - same - masks - 0.1) < 0.03
+    assert len(set(changed[places])) > 200  # the others are drawn from the whole vocabulary
+
+
+def test_labels_of_a_multi_label_row_may_be_a_list(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "t", "label": ["a", "b"]}\n')
+    several = replace(TASKS["SNIPS"], problem=MULTI)
+    assert next(read_examples(tmp_path / "x.jsonl", several, "train")).label == "a|b"
+    with pytest.raises(UserError, match=r"x.jsonl:1: 'label' is a list; expected text"):
+        next(read_examples(tmp_path / "x.jsonl", TASKS["SNIPS"], "train"))

@@ -9,7 +9,7 @@ from small import command
 from minddistill.data.records import read_rows
 from minddistill.data.tasks import Task, encode_label, label_table
 from minddistill.data.tokenizer import load_tokenizer
-from minddistill.data.tokens import read_sentences
+from minddistill.data.tokens import read_sentences, word_labels
 from minddistill.problems import IGNORED, MULTI, TOKEN
 
 CONLL = """-DOCSTART- -X- -X- O
@@ -217,3 +217,22 @@ def test_words_of_conll_may_hold_other_blanks_than_columns(tmp_path):
     (tmp_path / "x.txt").write_text("New\u00a0York  \tB-LOC\n\u00a0 O\nfilm O \n")
     (found,) = read_sentences(tmp_path / "x.txt")
     assert found.text == "New\u00a0York \u00a0 film" and found.label == "B-LOC O O"
+
+
+def test_a_word_has_its_label_though_the_tokenizer_drops_its_first_mark(vocabulary):
+    """A space of no width before "film", and a soft hyphen inside it; the third word is no more than such a mark."""
+    text = "the \u200bfi\u00adlm \u200b good"
+    words = (0, 4, 11, 13)
+    encoding = load_tokenizer(vocabulary).encode(text)
+    assert encoding.tokens == ["[CLS]", "the", "film", "good", "[SEP]"]
+    assert word_labels(text, encoding, words, [7, 8, 9, 6], 6) == [IGNORED, 7, 8, 6, IGNORED, IGNORED]
+
+
+def test_logits_of_any_row_are_all_rows_logits(tmp_path, vocabulary, capsys):
+    rows = ['{"text": "good film", "label": "a"}', '{"text": "bad film", "label": "b", "logits": {"a": 1, "b": 2}}']
+    for number in (0, 1):
+        file = tmp_path / f"{number}.jsonl"
+        file.write_text("\n".join(rows[:: 1 - 2 * number]) + "\n")
+        flags = ["--task_name", "custom", "--train_file", file, "--tokenizer", vocabulary, "--workers", 1]
+        assert command("prepare-task", *flags, "--output_dir", tmp_path / str(number)) == 2
+        assert "logits" in capsys.readouterr().err

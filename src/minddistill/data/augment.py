@@ -8,18 +8,31 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from tokenizers import Regex
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as Chain
 
 _PLAIN = re.compile(r"[a-z]+")
-# With what is left of contractions such as "isn't" once they are split, among them negations.
-_STOP_WORDS = ENGLISH_STOP_WORDS.union(
-    ["n", "s", "t", "d", "m", "o", "y", "ll", "re", "ve", "ma"],
-    ["ain", "aren", "couldn", "didn", "doesn", "don", "hadn", "hasn", "haven", "isn"],
-    ["mightn", "mustn", "needn", "shan", "shouldn", "wasn", "weren", "won", "wouldn"],
+# Function words alone, as TinyBERT has it: longer lists, such as scikit-learn's, hold words that carry a text's sense
+# ("serious", "empty", "system").
+_STOP_WORDS = frozenset(
+    " ".join(
+        [
+            "a an the this that these those all any both each few more most other some such same own",
+            "i me my myself we us our ours ourselves you your yours yourself yourselves he him his himself she her hers",
+            "herself it its itself they them their theirs themselves what which who whom whose",
+            "am is are was were be been being have has had having do does did doing done",
+            "can cannot could may might must shall should will would ought",
+            "and but or nor if because as until while although though unless since than whether so no not only too very just",
+            "of at by for with without about against between among into onto through during before after above below to from",
+            "up down in out on off over under upon within toward towards across along around behind beside besides beyond",
+            "again further then once here there when where why how now also else ever",
+            # What is left of contractions once they are split, among them negations.
+            "n s t d m o y ll re ve ma ain aren couldn didn doesn don hadn hasn haven isn",
+            "mightn mustn needn shan shouldn wasn weren won wouldn",
+        ]
+    ).split()
 )
 _normalizer = BertNormalizer(lowercase=True)
 _splitter = Chain([BertPreTokenizer(), Split(Regex(r"\p{Han}"), "isolated")])

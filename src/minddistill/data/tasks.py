@@ -266,12 +266,19 @@ def write_examples(path: Path, rows: Iterable[tuple[Example, Mapping[str, Any]]]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _cell(path: Path, line: int, row: Mapping[str | int, str], column: str | int, task: Task) -> str:
+def _cell(path: Path, line: int, row: Mapping[str | int, Any], column: str | int, task: Task) -> str:
     if column not in row:
         known = ", ".join(repr(name) for name in row)
         mend = "--text_column and the like name" if task.name == CUSTOM else "--task_name custom names"
         raise UserError(f"{path}:{line}: no column {column!r}; the file has {known}; {mend} its own")
-    return row[column]
+    value = row[column]
+    if isinstance(value, list):  # of a JSONL file
+        if task.problem != MULTI or column != task.label or not all(isinstance(part, str) for part in value):
+            raise UserError(
+                f"{path}:{line}: {column!r} is a list; expected text, or a multi-label task's list of names"
+            )
+        return task.separator.join(value)
+    return value
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -351,10 +358,15 @@ def _csv(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]
         raise UserError(f"{path}: the file is empty; expected a header line and rows")
 
 
-def _jsonl(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, str]]]:
+def _jsonl(path: Path, header: bool) -> Iterator[tuple[int, dict[str | int, Any]]]:
     for number, row in json_lines(path):
-        kept = {key: value for key, value in row.items() if isinstance(value, (str, int, float)) or key == LOGITS}
-        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in kept.items()}
+        cells: dict[str | int, Any] = {}
+        for key, value in row.items():
+            if isinstance(value, (str, list)) and key != LOGITS:
+                cells[key] = value
+            elif isinstance(value, (int, float)) or key == LOGITS:
+                cells[key] = json.dumps(value)
+        yield number, cells
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,9 +140,13 @@ def word_labels(
     A word whose first piece is cut off, or that begins inside a piece, has no position.
     """
     waiting = dict(zip(words, classes, strict=True))
-    found = []
+    found, read = [], 0
     for start, end in encoding.offsets:
         piece = text[start:end]
         begin = start + len(piece) - len(piece.lstrip())  # some tokenizers count the space before a word
-        found.append(waiting.pop(begin, IGNORED) if end > start else IGNORED)
+        word = words[bisect_right(words, begin) - 1] if words else 0
+        # Marks that a word begins with may be in no piece: tokenizers drop those that have no width.
+        first = end > start and read <= word <= begin
+        found.append(waiting.pop(word, IGNORED) if first else IGNORED)
+        read = max(read, end)
     return found + [IGNORED] * (seq_length - len(found))

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from ..config import flag, parse, unusual
 from ..data import augment, records
 from ..data.glove import read_vectors
+from ..data.shards import tfrecord_payloads, write_tfrecord
 from ..data.speech import Tagger
 from ..data.tasks import SHARD_ENDING, Example, Task, label_table, read_examples, text_files, text_lines, write_examples
 from ..data.tokenizer import fingerprint, load_tokenizer, special_id
@@ -122,7 +123,7 @@ def run(config: Config) -> dict[str, Any]:
         for shard in _written(missing, make, workers, threads):
             last = shard.start + len(shard.examples)
             print(f"{config.split}: rows {shard.start + 1} to {last} of {len(examples)} augmented", flush=True)
-    rows_of = text_lines if text else partial(records.tfrecord_payloads, verify=False)
+    rows_of = text_lines if text else partial(tfrecord_payloads, verify=False)
     written = sum(1 for shard in shards for _ in rows_of(shard.path))
     meta = prepare_task.description(task, tokenizer, length) | {
         "split": config.split,
@@ -266,7 +267,7 @@ class _Source:
             write_examples(shard.path, ((example, {}) for example in made), self.task)
             return
         rows = prepare_task.encoded(made, self.tokenizer, self.task, self.table, self.length, lambda _: place)
-        records.write_tfrecord(shard.path, rows, frozenset(["label_ids"] if self.task.problem == REGRESSION else []))
+        write_tfrecord(shard.path, rows, frozenset(["label_ids"] if self.task.problem == REGRESSION else []))
 
     def rows(self, examples: Sequence[Example], generator: np.random.Generator) -> Iterator[Example]:
         """The rows of some examples, in their order."""

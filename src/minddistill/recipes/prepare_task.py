@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from ..config import flag, parse, unusual
 from ..data import records
+from ..data.shards import LOGITS_COLUMN, write_mindrecord, write_tfrecord
 from ..data.tasks import (
     CUSTOM,
     METRICS,
@@ -100,7 +101,8 @@ def run(config: Config) -> dict[str, dict]:
         if not examples:
             raise UserError(f"{path}: no rows; expected at least one")
         if not table and task.problem != REGRESSION:
-            table = label_table(task, [*(example.label for example in examples), *logit_names(examples[0].logits)])
+            told = next((example.logits for example in examples if example.logits is not None), None)
+            table = label_table(task, [*(example.label for example in examples), *logit_names(told)])
             if len(table) < 2:
                 raise UserError(f"{path}: only one label, {', '.join(map(repr, table))}; expected at least two classes")
         labelled = all(example.label is not None for example in examples)
@@ -140,7 +142,7 @@ def schema(task: Task, classes: int, length: int, rows: int, logits: bool = Fals
     """The schema of a task's records, with a teacher's logits among them or not."""
     size = {MULTI: classes, TOKEN: length}.get(task.problem, 1)
     kind = "float32" if task.problem == REGRESSION else "int64"
-    taught = {records.LOGITS_COLUMN: ("float32", classes or 1)} if logits else None
+    taught = {LOGITS_COLUMN: ("float32", classes or 1)} if logits else None
     return records.schema(length, rows, kind, taught, label_size=size)
 
 
@@ -172,7 +174,7 @@ def encoded(
                 label = word_labels(example.text, encoding, example.words, classes, length)
             row["label_ids"] = label
             if logits:
-                row[records.LOGITS_COLUMN] = encode_logits(task, table, example.logits, where(index))
+                row[LOGITS_COLUMN] = encode_logits(task, table, example.logits, where(index))
             yield row
 
 
@@ -319,7 +321,7 @@ def _write_split(
     count = -(-len(examples) // _ROWS_A_SHARD)
     count = max(count, min(begun_with, len(examples) // 2000)) or 1
     size = -(-len(examples) // count)
-    columns = schema(task, len(table), meta["seq_length"], len(examples), examples[0].logits is not None)
+    columns = schema(task, len(table), meta["seq_length"], len(examples), any(e.logits is not None for e in examples))
     make = partial(
         _write_shard,
         source=source,
@@ -358,12 +360,12 @@ def _write_shard(
     length = columns["columns"]["input_ids"]["shape"][0]
     tokenizer = load_tokenizer(tokenizer_dir)
     tokenizer.enable_truncation(length, strategy="longest_first")
-    logits = records.LOGITS_COLUMN in columns["columns"]
+    logits = LOGITS_COLUMN in columns["columns"]
     rows = encoded(examples, tokenizer, task, table, length, lambda index: f"{source}: row {start + index + 1}", logits)
     if path.suffix == ".mindrecord":
-        records.write_mindrecord(path, rows, columns["columns"])
+        write_mindrecord(path, rows, columns["columns"])
     else:
-        records.write_tfrecord(path, rows, records.float_columns(columns))
+        write_tfrecord(path, rows, records.float_columns(columns))
 
 
 def main(argv: list[str] | None = None) -> None:
