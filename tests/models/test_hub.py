@@ -15,7 +15,8 @@ from minddistill.errors import UserError
 from minddistill.models import hub, store
 from minddistill.models.bert import RelativePositions
 from minddistill.models.config import ModelConfig
-from minddistill.models.heads import TextModel, predict_function
+from minddistill.models.heads import MaskedLMHead, TextModel, predict_function
+from minddistill.models.layers import ACTIVATIONS
 from minddistill.models.presets import preset
 from minddistill.problems import MULTI, REGRESSION, SINGLE, TOKEN
 
@@ -107,6 +108,30 @@ def saved(directory: Path, config: ModelConfig) -> Path:
     return store.save(directory, store.new(config, seed=1), **options)
 
 
+def batch_of(family: str) -> dict[str, np.ndarray]:
+    batch = {name: value.copy() for name, value in BATCH.items()}
+    if family == "roberta":
+        batch["input_ids"][batch["input_mask"] == 0] = 1
+    if family in ("roberta", "distilbert"):
+        batch["segment_ids"] *= 0
+    return batch
+
+
+# What transformers 5.23 gives for `small(family).with_(initializer_range=0.3)` of seed 1 and `batch_of(family)`.
+GOLDEN = {
+    "bert": [[-0.65898, 0.87869, 0.49892], [0.43541, 0.42552, -1.96242]],
+    "roberta": [[0.20874, 0.54948, -1.99175], [0.34572, -0.12416, -1.30334]],
+    "electra": [[0.18925, -0.02481, -1.16926], [1.12523, 0.66868, -1.87380]],
+    "distilbert": [[1.84990, 1.70663, -0.84548], [0.52396, 0.25990, -1.50678]],
+}
+
+
+@pytest.mark.parametrize("family", GOLDEN)
+def test_logits_are_those_that_transformers_gave(family):
+    found = predict_function(store.new(small(family).with_(initializer_range=0.3), seed=1))(batch_of(family))
+    np.testing.assert_allclose(found, GOLDEN[family], atol=3e-5)
+
+
 def test_one_output_is_a_number(tmp_path):
     """As transformers takes it where `config.json` does not say."""
     directory = saved(tmp_path / "one", small("bert").with_(labels=("score",), problem=REGRESSION))
@@ -127,12 +152,8 @@ def test_one_output_is_a_number(tmp_path):
 def test_saved_models_load_in_transformers_with_equal_logits(tmp_path, family, problem):
     torch = pytest.importorskip("torch", reason="compares with PyTorch where it is installed")
     transformers = pytest.importorskip("transformers", reason="compares with transformers where it is installed")
-    directory = saved(tmp_path / family, small(family).with_(problem=problem))
-    batch = {name: value.copy() for name, value in BATCH.items()}
-    if family == "roberta":
-        batch["input_ids"][batch["input_mask"] == 0] = 1
-    if family in ("roberta", "distilbert"):
-        batch["segment_ids"] *= 0
+    directory = saved(tmp_path / family, small(family).with_(problem=problem, initializer_range=0.3))
+    batch = batch_of(family)
     mine = predict_function(store.build(store.read_weights(directory)))(batch)
     kind = "AutoModelForTokenClassification" if problem == TOKEN else "AutoModelForSequenceClassification"
     theirs, info = getattr(transformers, kind).from_pretrained(directory, output_loading_info=True)
@@ -381,3 +402,51 @@ def test_dropout_before_the_classifier_is_read_applied_and_written(tmp_path, fam
         model = Logits(store.new(config.with_(classifier_dropout=probability), seed=1))
         plain, trained = (model(ms.mutable(batch), step).asnumpy() for step in (None, Tensor(3, ms.int32)))
         assert np.array_equal(plain, trained) == same
+
+
+class Pooled(Logits):
+    """What stands before the classifier's own dropout."""
+
+    def construct(self, batch, step):
+        return self.model(batch, step)["pooled"]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])
+def test_roberta_and_electra_drop_out_what_the_dense_layer_reads(family):
+    """A dense layer that changes nothing shows what it was given: zero, or twice the state with a probability of 0.5."""
+    config = small(family).with_(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.5)
+    model = store.new(config.with_(labels=("no", "yes"), pooler=True), seed=1)
+    weight = params.named(model)["pooler.weight"]
+    weight.set_data(Tensor(np.eye(config.hidden_size, dtype=np.float32)))
+    model.activation = nn.Identity()
+    ids = np.arange(5, 13, dtype=np.int32).reshape(1, 8)
+    batch = {"input_ids": ids, "input_mask": np.ones_like(ids), "segment_ids": ids * 0, "row": np.zeros(1, np.int32)}
+    batch = ms.mutable({name: Tensor(value) for name, value in batch.items()})
+    plain, trained = (Pooled(model)(batch, step).asnumpy() for step in (None, Tensor(3, ms.int32)))
+    if family in ("bert", "distilbert"):
+        return np.testing.assert_array_equal(trained, plain)
+    zero = trained == 0
+    np.testing.assert_allclose(trained, np.where(zero, 0, 2 * plain), rtol=1e-5)
+    assert 0.2 < zero.mean() < 0.8
+
+
+@pytest.mark.parametrize("name", ["qa_outputs", "sequence_summary.summary"])
+def test_heads_for_other_uses_are_left_out(tmp_path, name):
+    directory = saved(tmp_path / "model", small("electra").with_(labels=(), problem=SINGLE))
+    tensors = load_file(directory / "model.safetensors")
+    save_file(tensors | {f"{name}.weight": np.zeros((2, 32), np.float32)}, directory / "model.safetensors")
+    (directory / "minddistill.json").unlink()
+    assert store.read_encoder(directory).config.hidden_size == 32
+
+
+def test_a_regression_has_one_output():
+    values = hub.config_to_hf(small("bert").with_(labels=("valence", "arousal"))) | {"problem_type": REGRESSION}
+    with pytest.raises(UserError, match="here: a regression with 2 outputs; expected one number"):
+        hub.config_from_hf(values, "here")
+
+
+def test_masked_lm_heads_of_electra_and_roberta_have_gelu():
+    """As transformers' have, whatever the encoder's activation."""
+    for family, kind in (("electra", "gelu"), ("roberta", "gelu"), ("bert", "relu"), ("distilbert", "relu")):
+        head = MaskedLMHead(small(family).with_(hidden_act="relu"))
+        assert type(head.activation) is ACTIVATIONS[kind], family

@@ -1,20 +1,27 @@
 """Distillation in one stage, from several teachers and on augmented rows: end to end and tiny."""
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from small import QUICK, command
 
+from minddistill.data.records import read_rows
 from minddistill.data.teacher_cache import Layout, TeacherCache
 from minddistill.distill.distiller import Ensemble
-from minddistill.distill.layer_map import layer_map
+from minddistill.distill.layer_map import LayerMap, layer_map
 from minddistill.errors import UserError
 from minddistill.models import store
 from minddistill.models.heads import predict_function
 from minddistill.models.presets import preset
-from minddistill.recipes.labels import label_order
+from minddistill.recipes import distill
+from minddistill.recipes.common import check_vocabulary
+from minddistill.recipes.flags import StudentFlags
+from minddistill.recipes.labels import align_labels, label_order
 from minddistill.recipes.matching import projection
 from minddistill.recipes.task_job import mean_logits
 
@@ -111,6 +118,7 @@ def test_mistakes_end_in_one_line(data, teacher, tiny_encoder, augmented, tmp_pa
     cases = [
         (["--alpha", 2], "--alpha 2.0: expected a number from 0"),
         (["--temperature", 0], "--temperature 0.0: expected a positive number"),
+        (["--alpha", 1, "--temperature", 4], "--temperature 4: has no part with --alpha 1"),
         (["--state_loss", "cosine"], "--state_loss cosine: has no part without --state_loss_ratio above 0"),
         (
             ["--layer_map", "last"],
@@ -186,3 +194,65 @@ def test_a_projection_for_each_layer_is_refused_where_there_is_one_or_none():
     carried = {"fit_dense.weight": np.zeros((32, 16), np.float32), "fit_dense.bias": np.zeros(32, np.float32)}
     with pytest.raises(UserError, match="the student brings one for all layers"):
         projection(narrow, wide, pairs, 1, "layer", carried)
+
+
+def test_a_teachers_outputs_are_put_in_the_records_order_of_labels(data, teacher):
+    weights = store.read_weights(teacher)
+    turned = replace(weights, config=weights.config.with_(labels=("yes", "no")))
+    said = []
+    found = align_labels(turned, read_rows(data / "dev"), said.append)  # no, yes
+    assert found.config.labels == ("no", "yes") and "order of labels: no, yes" in said[0]
+    for leaf in ("weight", "bias"):
+        np.testing.assert_array_equal(found.values[f"classifier.{leaf}"], weights.values[f"classifier.{leaf}"][::-1])
+
+
+def test_layers_that_are_compared_are_those_of_the_flags():
+    """A student of 2 layers and a teacher of 4."""
+    log = SimpleNamespace(check=lambda name: nullcontext(str))
+    teacher = SimpleNamespace(config=preset("test-4l-32"))
+    job = SimpleNamespace(
+        student=StudentFlags(), teacher=teacher, run=SimpleNamespace(log=log), require_one_teacher=str
+    )
+
+    def pairs(**given):
+        return distill._matched(job, distill.Learning(**given), preset("test-2l-32"))
+
+    assert pairs(state_loss_ratio=1, att_loss_ratio=1) == LayerMap((1, 3), (0, 4), (0, 2))
+    assert pairs(state_loss_ratio=1, att_loss_ratio=1, state_layers="mapped") == LayerMap((1, 3), (0, 2, 4))
+    assert pairs(state_loss_ratio=1) == LayerMap((), (0, 4), (0, 2))
+    assert pairs(att_loss_ratio=1) == LayerMap((1, 3), ())
+
+
+def test_a_learning_rate_told_twice_is_refused(data, teacher, tmp_path, capsys):
+    rates = ["--learning_rate", 1e-3, "--td_phase2_learning_rate", 5e-5]
+    start = ["--load_td1_ckpt_path", teacher, "--num_hidden_layers", 4]
+    paths = ["--load_teacher_ckpt_path", teacher, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
+    assert command("task-distill", *paths, *start, *rates, "--output_dir", tmp_path) == 2
+    assert "--learning_rate 0.001, --td_phase2_learning_rate 5e-05: the first is for both" in capsys.readouterr().err
+
+
+def test_flags_that_phase_2_does_not_read_are_named(data, teacher, tmp_path):
+    paths = ["--load_teacher_ckpt_path", teacher, "--train_data_dir", data / "train", "--eval_data_dir", data / "dev"]
+    more = ["--load_td1_ckpt_path", teacher, "--load_gd_ckpt_path", teacher, "--layer_map", "last", *QUICK]
+    assert command("task-distill", *paths, *more, "--td_phase2_epoch_size", 1, "--output_dir", tmp_path) == 0
+    told = (
+        f"Phase 1 is left out (--load_td1_ckpt_path), which alone reads --layer_map last, --load_gd_ckpt_path {teacher}"
+    )
+    assert told in (tmp_path / "log.txt").read_text()
+
+
+def test_a_classifier_that_is_trained_further_keeps_its_form(data, tiny_encoder, tmp_path):
+    sets = ["--train_data_dir", data / "train", "--epoch_size", 1, *QUICK]
+    first = ["--model", tiny_encoder, "--relu_before_classifier", "true", "--output_dir", tmp_path / "first"]
+    assert command("finetune", *first, *sets) == 0
+    again = ["--model", tmp_path / "first" / "last", "--output_dir", tmp_path / "again"]
+    assert command("finetune", *again, *sets) == 0
+    assert store.read_weights(tmp_path / "again" / "last").config.relu_before_classifier
+
+
+def test_records_of_another_byte_level_tokenizer_are_refused(data, teacher, tmp_path):
+    """Of files without tokenizer.json, as RoBERTa's older ones are."""
+    (tmp_path / "vocab.json").write_text(json.dumps({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(UserError, match=r"made with another tokenizer"):
+        check_vocabulary(read_rows(data / "dev"), store.read_weights(teacher).config, tmp_path)

@@ -190,6 +190,7 @@ def test_mistakes_end_in_one_line(data, teacher, tmp_path, capsys):
         (["--unlabelled_data_dir", ""], "--unlabelled_data_dir"),
         (["--accumulation_steps", 2], "--accumulation_steps 2: the teacher hears of each step"),
         (["--layer_map", "last"], "--layer_map last: layers are not compared here"),
+        (["--finetune_epoch_size", 0, "--finetune_learning_rate", 1], "--finetune_learning_rate 1: has no part with"),
         (["--load_teacher_ckpt_path", f"{teacher},{teacher}"], "meta pseudo labels, which train it, wants one"),
         (["--compat", "other"], "--compat"),
         (["--mpl_warmup_steps", 1000], "--mpl_warmup_steps 1000: there are "),

@@ -1,6 +1,7 @@
 """Every kind of problem, each in another family of models: records, teacher, both phases, figures, graph, predictions."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ from safetensors.numpy import load_file
 from small import VOCABULARY, command
 from tokenizers import ByteLevelBPETokenizer
 
+from minddistill.data.records import read_rows
 from minddistill.evaluation.evaluate import read_predictions
 from minddistill.files import write_json
 from minddistill.models import store
 from minddistill.models.presets import preset
+from minddistill.recipes.judging import check_teacher
 
 SHAPES = {
     "bert": {},
@@ -262,3 +265,15 @@ def test_real_weights_from_fine_tuning_to_a_graph(name, shared, tmp_path, capsys
     (good, dull), theirs = (predicted(capsys, "--model", path, *texts) for path in (tmp_path / "onnx", student))
     assert (good["label"], dull["label"]) == ("YES", "NO")
     assert [row["score"] for row in theirs] == pytest.approx([good["score"], dull["score"]], abs=1e-4)
+
+
+def test_a_teacher_is_judged_by_rows_of_its_classes(teacher, tiny_text, vocabulary, tmp_path):
+    """Most of dev is out of scope, which it cannot say."""
+    lines = (tiny_text / "dev.tsv").read_text().splitlines()
+    (tmp_path / "dev.tsv").write_text("\n".join([*lines, *["the film and a movie\toos"] * 60]) + "\n")
+    flags = ["--task_name", "custom", "--dev_file", tmp_path / "dev.tsv", "--labels", "no,yes", "--out_of_scope", "oos"]
+    more = ["--tokenizer", vocabulary, "--output_dir", tmp_path / "records", "--max_seq_length", 12]
+    assert command("prepare-task", *flags, *more) == 0
+    said, rows = [], read_rows(tmp_path / "records" / "dev")
+    check_teacher(store.build(store.read_weights(teacher)), rows, [12], allow_weak=False, say=said.append)
+    assert re.search(r"accuracy (0\.9\d+|1\.0+) \(majority class or floor 0\.500000, 110 rows\)", said[0])

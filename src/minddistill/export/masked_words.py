@@ -25,7 +25,7 @@ class Builder(onnx.Builder):
         """The ids (N, count) of the words that are likeliest at `places` (N,), likeliest first."""
         graph, config = self.graph, self.config
         x = self.dense("mlm.transform", self.encoded(places=PLACES))
-        x = self.norm("mlm.norm", self.activation("gelu" if config.family == "roberta" else config.hidden_act, x))
+        x = self.norm("mlm.norm", self.activation(config.mlm_act, x))
         decoder = self.values.get("mlm.decoder", self.values["encoder.embeddings.word"])
         scores = graph.node("MatMul", x, graph.constant(decoder.T, "mlm.decoder.weight"), name="mlm.decoder")
         scores = graph.node("Add", scores, graph.constant(self.values["mlm.bias"], "mlm.bias"))

@@ -169,6 +169,11 @@ class ModelConfig(_Classifier):
         return self.pad_token_id + 1 if self.family == "roberta" else 0
 
     @property
+    def mlm_act(self) -> str:
+        """Activation of a masked-LM head: GELU, whatever the encoder's, where transformers has it so."""
+        return "gelu" if self.family in ("roberta", "electra") else self.hidden_act
+
+    @property
     def max_length(self) -> int:
         """The longest sequence, in tokens, that the model can read."""
         return self.max_position_embeddings - self.position_offset

@@ -16,6 +16,9 @@ from .layers import ACTIVATIONS, Dense, Dropout, DropoutKeys, LayerNorm, dropout
 # What stands between the first token and the classifier, by family.
 POOLER_ACTIVATION = {"bert": "tanh", "roberta": "tanh", "electra": "gelu", "distilbert": "relu"}
 
+# Families whose head, in transformers, drops out what its dense layer reads too.
+_TWICE = ("roberta", "electra")
+
 _BLOCK = 64  # words of the vocabulary whose best is looked for first
 
 
@@ -31,7 +34,7 @@ class MaskedLMHead(nn.Cell):
         super().__init__()
         width = config.embedding_size
         self.transform = Dense(config.hidden_size, width)
-        self.activation = ACTIVATIONS["gelu" if config.family == "roberta" else config.hidden_act]()
+        self.activation = ACTIVATIONS[config.mlm_act]()
         self.norm = LayerNorm(width, config.layer_norm_eps)
         self.bias = Parameter(Tensor(np.zeros(config.vocab_size, np.float32)), name="bias")
         self.decoder = None
@@ -81,7 +84,8 @@ class TextModel(nn.Cell):
         # DistilBERT's is for the classifier of whole texts alone.
         if config.classifier_dropout is not None and not (self.tokens and config.family == "distilbert"):
             probability = config.classifier_dropout
-        self.keys = DropoutKeys(seed + 1, 1)
+        self.twice = config.family in _TWICE and not self.tokens
+        self.keys = DropoutKeys(seed + 1, 2 if self.twice else 1)
         self.dropout = Dropout(probability, dropout_table(places, config.hidden_size)) if probability else None
         self.config = config
 
@@ -102,7 +106,10 @@ class TextModel(nn.Cell):
             return {"hidden": hidden, "attentions": attentions, "logits": logits}
         if self.pooler is None:
             return {"hidden": hidden, "attentions": attentions}
-        pooled = self.activation(self.pooler(last[:, 0]))
+        first = last[:, 0]
+        if self.twice and self.classifier is not None and not self.relu:
+            first = self.dropped(first, batch, step, 1)
+        pooled = self.activation(self.pooler(first))
         if self.classifier is None:
             return {"hidden": hidden, "attentions": attentions, "pooled": pooled}
         logits = self.classifier(self.prepare(pooled, batch, step))
@@ -113,10 +120,14 @@ class TextModel(nn.Cell):
         rectified as in TinyBERT, or dropped out as in BERT."""
         if self.relu:
             return ops.relu(state)
+        return self.dropped(state, batch, step, 0)
+
+    def dropped(self, state: Tensor, batch: dict, step: Tensor | None, site: int) -> Tensor:
+        """The state (B, H) or (B, S, H) with the head's dropout, where a step is given; each site has masks of its own."""
         if self.dropout is None or step is None:
             return state
         multiplier, offset = self.keys(step, batch["row"])
-        keys = multiplier.reshape(-1, 1, 1), offset.reshape(-1, 1, 1)
+        keys = multiplier[:, site].reshape(-1, 1, 1), offset[:, site].reshape(-1, 1, 1)
         if self.tokens:
             return self.dropout(state, keys[0], keys[1])
         return self.dropout(state.expand_dims(1), keys[0], keys[1]).squeeze(1)

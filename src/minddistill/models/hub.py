@@ -212,6 +212,8 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig | WordC
             raise UserError(f"{where}: {keys.get(field, field)} is missing; expected a whole number")
     fields["labels"] = _labels(values, where)
     fields["problem"] = _problem(values, where) if fields["labels"] else SINGLE
+    if fields["problem"] == REGRESSION and len(fields["labels"]) > 1:
+        raise UserError(f"{where}: a regression with {len(fields['labels'])} outputs; expected one number")
     try:
         return ModelConfig(**fields)
     except UserError as error:
@@ -368,7 +370,7 @@ def match_names(config: ModelConfig | WordConfig, names: list[str], paths: list[
 
 def _unused(family: Family) -> str:
     """A pattern of the tensors that a file of the family may hold and we do not always read."""
-    return rf"(.*position_ids|{family.unused}|(bert\.)?pooler\.|classifier\.|pre_classifier\.).*"
+    return rf"(.*position_ids|{family.unused}|(bert\.)?pooler\.|classifier\.|pre_classifier\.|qa_outputs\.|sequence_summary\.).*"
 
 
 def _modern_norm(match: re.Match[str]) -> str:

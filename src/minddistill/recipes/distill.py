@@ -125,6 +125,8 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
 def _refuse_unused(learning: Learning, student: StudentFlags) -> None:
     """See that no flag of a part of the loss is set whose weight is 0."""
     given = unusual(learning) | unusual(student)
+    if learning.alpha == 1 and "temperature" in given:
+        raise UserError(f"--temperature {learning.temperature:g}: has no part with --alpha 1; leave it out")
     wanted = {
         "state_loss": learning.state_loss_ratio,
         "state_layers": learning.state_loss_ratio,

@@ -13,7 +13,6 @@ from ..data.loader import Loader
 from ..distill.distiller import Distiller
 from ..distill.objectives import Labels
 from ..models import store
-from ..models.config import ModelConfig
 from ..problems import REGRESSION
 from . import common, report
 from .checks import Load
@@ -77,8 +76,10 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
             names = names or [f"LABEL_{index}" for index in range(int(train.label.max()) + 1)]
         train.check_classes(len(names), learnt=True)
         found("a number" if problem == REGRESSION else ", ".join(names))
-    head = head_fields(weights.config, names, problem, config.relu_before_classifier)
-    model_config = weights.config.with_(**head)
+    kept = (weights.config.labels, weights.config.problem) == (tuple(names), problem)
+    # A classifier that is trained further keeps its form.
+    relu = config.relu_before_classifier or (kept and getattr(weights.config, "relu_before_classifier", False))
+    model_config = weights.config.with_(**head_fields(weights.config, names, problem, relu))
     buckets = common.buckets_for(run.step.buckets, train, fixed=False)
     size = model_config.parameters
     run.check_load(
@@ -101,7 +102,7 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
 
     def build() -> Work:
         model = store.build(
-            weights if _classifier(weights.config) == _classifier(model_config) else weights.without("classifier."),
+            weights if kept else weights.without("classifier."),
             model_config,
             seed=run.flags.seed,
             may_miss=("classifier.", "pooler."),
@@ -143,11 +144,6 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
         keep=config.max_ckpt_num,
         patience=config.patience,
     )
-
-
-def _classifier(config: ModelConfig) -> tuple:
-    """What the classifier of a model is for."""
-    return config.labels, config.problem
 
 
 GROUPS = [Config, OptimFlags, RunFlags, StepFlags]

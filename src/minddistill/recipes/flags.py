@@ -141,6 +141,8 @@ class StudentFlags:
             UserError: it has not; names the flag and `source`.
         """
         given = unusual(self).keys()
+        if self.vocab_size and self.vocab_size != config.vocab_size:
+            raise UserError(f"--vocab_size {self.vocab_size}: {source} has {config.vocab_size}; leave the flag out")
         for name in (*_SIZES, *_TAKEN):
             of_preset = "student" in given and name in _PRESET and name not in given
             if of_preset and name == "num_hidden_layers" and self.init_from_teacher:

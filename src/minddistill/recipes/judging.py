@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,10 @@ def check_teacher(
     evaluator = Evaluator(model, rows, buckets)
     name = _DECIDES[rows.problem]
     truth, logits = truth_of(rows, model.config), evaluator.logits()
+    if truth.out_of_scope is not None and truth.out_of_scope >= logits.shape[-1]:  # which it cannot say
+        known = truth.labels != truth.out_of_scope
+        if known.any():
+            truth, logits = replace(truth, labels=truth.labels[known], out_of_scope=None), logits[known]
     value, floor = metrics.compute([name], truth, logits)[name], _floor(truth)
     say(f"Teacher on {rows.directory}: {name} {value:.6f} (majority class or floor {floor:.6f}, {len(rows)} rows)")
     if value <= floor and not allow_weak:

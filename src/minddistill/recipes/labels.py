@@ -13,6 +13,7 @@ from ..data.records import Rows
 from ..errors import UserError
 from ..export.session import Session
 from ..models.config import ModelConfig, WordConfig
+from ..problems import TOKEN
 
 if TYPE_CHECKING:
     from ..models import store
@@ -156,6 +157,10 @@ def head_fields(
     head = {"labels": tuple(labels), "problem": problem}
     if isinstance(config, ModelConfig):
         return head | {"relu_before_classifier": relu_before_classifier, "pooler": True}
+    if problem == TOKEN:
+        raise UserError(
+            f"--model: a {config.family} says nothing of single words, which the records label; expected an encoder"
+        )
     if relu_before_classifier:
         raise UserError(f"--relu_before_classifier true: a {config.family} has no pooler whose output it would rectify")
     return head

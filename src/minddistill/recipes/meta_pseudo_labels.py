@@ -168,6 +168,10 @@ def prepare(run: Run, config: Config, learning: Learning, student: StudentFlags)
     Raises:
         UserError: they do not go together.
     """
+    if not config.finetune_epoch_size and "finetune_learning_rate" in unusual(learning):
+        raise UserError(
+            f"--finetune_learning_rate {learning.finetune_learning_rate:g}: has no part with --finetune_epoch_size 0; leave it out"
+        )
     for name in set(unusual(student)) & set(_LAYERS):
         raise UserError(f"--{name} {getattr(student, name)}: layers are not compared here; leave it out")
     if run.step.accumulation_steps > 1:

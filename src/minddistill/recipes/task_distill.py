@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .. import params, runtime
-from ..config import parse
+from ..config import parse, unusual
 from ..distill.distiller import Distiller
 from ..distill.objectives import Intermediate, Prediction
 from ..errors import UserError
@@ -133,6 +133,8 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
         found(common.described(weights))
     if job.config.load_td1_ckpt_path:  # else phase 1, which takes more, has seen to it
         job.check_load(wanted, wanted.parameters, None)
+        if idle := _of_phase_one(job):
+            job.run.log.line(f"Phase 1 is left out (--load_td1_ckpt_path), which alone reads {', '.join(idle)}")
     learning = job.learning
 
     def build() -> Work:
@@ -160,6 +162,15 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
         eval_steps=learning.eval_steps,
         **job.shared,
     )
+
+
+def _of_phase_one(job: Job) -> list[str]:
+    """The flags given that phase 2 does not read."""
+    names = ("init_from_teacher", "layer_map", "fit_dense", "loss_mode")
+    given = {name: value for name, value in unusual(job.student).items() if name in names}
+    if job.config.load_gd_ckpt_path:
+        given["load_gd_ckpt_path"] = job.config.load_gd_ckpt_path
+    return [f"--{name} {value}" for name, value in given.items()]
 
 
 def examine(run: Run, config: Config, learning: Learning, student: StudentFlags) -> Stage:

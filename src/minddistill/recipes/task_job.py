@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import runtime
-from ..config import flag
+from ..config import flag, unusual
 from ..data.loader import Loader
 from ..data.records import Rows
 from ..data.teacher_cache import Layout, TeacherCache
@@ -82,7 +82,18 @@ class Learning(OptimFlags):
     teacher_num_attention_heads: int = flag(12, "heads of a teacher .ckpt without config.json beside it")
 
     def phase(self, number: int) -> OptimConfig:
-        """The optimiser of phase 1 or 2."""
+        """The optimiser of phase 1 or 2.
+
+        Raises:
+            UserError: as `optim`, or its learning rate is given twice.
+        """
+        both = {name: value for name, value in unusual(self).items() if name.endswith("learning_rate")}
+        both.pop("end_learning_rate", None)
+        if self.learning_rate and len(both) > 1:
+            raise UserError(
+                f"{', '.join(f'--{name} {value}' for name, value in both.items())}: the first is for both phases; give it, or "
+                "those of the phases"
+            )
         return self.optim(
             self.learning_rate or (self.td_phase1_learning_rate, self.td_phase2_learning_rate)[number - 1]
         )
