@@ -64,6 +64,7 @@ def test_every_command_has_a_recipe():
         "labels",
         "likely_words",
         "matching",
+        "prune_job",
         "prune_structured",
         "qat",
         "resume",

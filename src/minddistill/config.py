@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -99,6 +99,8 @@ def changed(group: Any, values: Mapping[str, Any], name: str) -> Any:
     try:
         found = vars(parser.parse_object(dataclasses.asdict(group) | dict(values)))
         for item, value in found.items():
+            if value is None:
+                raise UserError(f"--{item}: null; leave the key out to take its default")
             _check_number(item, value)
         return type(group)(**{item.name: found[item.name] for item in dataclasses.fields(group)})
     except Exception as error:  # jsonargparse raises argparse's and its own errors
@@ -111,6 +113,15 @@ def config_files(argv: Sequence[str]) -> list[Path]:
     return [Path(name) for name in (*found, *(word[9:] for word in argv if word.startswith("--config=")))]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose dates are text, as they are to the commands."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def read_yaml(path: Path, name: str = "--config") -> dict[str, Any]:
     """Read a YAML file of flags.
 
@@ -118,7 +129,7 @@ def read_yaml(path: Path, name: str = "--config") -> dict[str, Any]:
         UserError: it is absent, not UTF-8, not YAML or not a table; names the file and the flag `name`.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{name} {path}: {' '.join(str(error).split())}; expected YAML of flags") from None
     if not isinstance(values, (dict, type(None))):

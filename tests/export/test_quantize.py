@@ -205,7 +205,10 @@ def test_mistakes_are_named(exported, data, tmp_path, capsys):
     assert "--data_dir is empty" in told("--method", "static")
     assert "--data_dir" in told("--data_dir", data / "train")
     assert "--learning_rate 0.1 is not used" in told("--learning_rate", 0.1)
-    assert "holds an ONNX graph" in told("--method", "qat", "--data_dir", data / "train")
+    qat = ["--method", "qat", "--data_dir", data / "train"]
+    assert "--teacher is empty; expected the fine-tuned teacher" in told(*qat)
+    assert "learning_rate" in told(*qat, "--teacher", exported, "--learning_rate", 0)
+    assert "holds an ONNX graph" in told(*qat, "--teacher", exported)
     assert "no such layer; expected some of encoder.embeddings" in told("--keep_float", "layer.7")
     assert command("quantize", "--model", exported, "--output_dir", tmp_path / "int8") == 0
     flags = ["--model", tmp_path / "int8", "--output_dir", tmp_path / "twice"]
@@ -273,3 +276,23 @@ def test_weights_of_a_graph_are_those_of_the_model(exported, teacher):
     for path in ("encoder.layers.0.query.weight", "encoder.layers.1.query.bias", "encoder.layers.0.key.weight"):
         found = mine[path].T if mine[path].ndim > 1 else mine[path]
         np.testing.assert_allclose(found, theirs[path], rtol=1e-6)
+
+
+def test_damaged_graphs_are_refused(exported, tmp_path, capsys):
+    damaged = shutil.copytree(exported, tmp_path / "onnx")
+    graph = damaged / "model.onnx"
+    flags = ["--model", damaged, "--output_dir", tmp_path / "int8"]
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 2
+    graph.write_bytes(content)
+    assert command("quantize", *flags) == 2
+    assert f"{graph}: damaged or changed (checksum)" in capsys.readouterr().err
+    (damaged / "minddistill.json").unlink()
+    for other in (b"", bytes(content[:1000]), b"no graph"):
+        graph.write_bytes(other)
+        assert command("quantize", *flags) == 2
+        assert f"{graph}: ONNX Runtime cannot run it" in capsys.readouterr().err
+    plots = ["--kind", "weights", "--models", damaged, exported, "--output_dir", tmp_path / "plots"]
+    assert command("plot", *plots) == 2
+    assert f"{graph}: not an ONNX graph" in capsys.readouterr().err
+    assert not (tmp_path / "int8").exists()

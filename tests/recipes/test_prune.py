@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from minddistill.data.tokenizer import load_tokenizer
 from minddistill.export.session import Session
 from minddistill.models import store
 from minddistill.prune import structured
+from minddistill.recipes import prune_structured
 
 
 def prune(model, data, out, *more) -> int:
@@ -159,6 +161,18 @@ def test_widths_are_searched_by_measured_speed_once(teacher, data, tmp_path, cap
         (["--groups", '{"cooldown_epochs": -1}'], "--cooldown_epochs -1.0: expected a number, 0 or more"),
         (["--groups", '{"pattern": 124}'], "expected text, found the number"),
         (["--config", "GROUPS"], "groups is 3; expected a list"),
+        (["--groups", '{"scope": null}'], "--scope: null; leave the key out to take its default"),
+        (["--start", 2, "--sparsity_warmup_epochs", 1], "--start 2, --sparsity_warmup_epochs 1: the same told twice"),
+        (["--frequency", 500], "--frequency 500: longer than the pruning, from step 0 to"),
+        (["--method", "structured", "--target_num_heads", 2, "--clip_norm", -1], "clip_norm"),
+        (
+            ["--method", "structured", "--target_layers", "0,1", "--normalize_importance", "false"],
+            "without --budget global",
+        ),
+        (
+            ["--method", "structured", "--target_num_heads", 2, "--ffn_output_term", "true"],
+            "without --target_ffn_dim or",
+        ),
         (["--include", "nothing"], "group 1 of those to be pruned has no weight"),
         (["--movement_form", "soft"], "--movement_form soft: has no part in --criterion snip_momentum"),
         (
@@ -201,3 +215,32 @@ def test_heads_that_differ_between_layers_are_pruned_to_as_many(teacher, data, t
     assert store.read_weights(tmp_path / "even" / "best").config.layer_heads == (2, 1, 1, 1)
     assert prune(uneven, data, tmp_path / "all", *flags, "--budget", "global", "--target_num_heads", 3) == 2
     assert "--target_num_heads 3: the model has 1; expected at most that" in capsys.readouterr().err
+
+
+def test_a_step_keeps_the_units_that_it_chose_first(teacher, data, tmp_path, monkeypatch):
+    """Another device, or another rounding, might rate them otherwise when it goes on."""
+    flags = ["--method", "structured", "--target_num_heads", 2, "--budget", "global", "--epoch_size", 2, *LIGHT]
+    assert prune(teacher, data, tmp_path / "whole", *flags) == 0
+    stop_in_step(monkeypatch, 20)
+    assert prune(teacher, data, tmp_path / "cut", *flags) == 130
+    monkeypatch.undo()
+    turned = prune_structured._measured
+
+    def rated(*given):
+        found = turned(*given)
+        return replace(found, heads=[-scores for scores in found.heads])
+
+    monkeypatch.setattr(prune_structured, "_measured", rated)
+    assert prune(teacher, data, tmp_path / "cut", *flags) == 0
+    models = [(tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert models[0] == models[1]
+    assert prune(teacher, data, tmp_path / "cut", *flags, "--resume", "false") == 0  # which chooses anew
+    assert (tmp_path / "cut" / "last" / "model.safetensors").read_bytes() != models[0]
+
+
+def test_a_new_run_leaves_nothing_of_an_earlier_one(teacher, data, tmp_path):
+    flags = ["--method", "structured", "--epoch_size", 0, *LIGHT]
+    assert prune(teacher, data, tmp_path, *flags, "--target_layers", "0,2", "--prune_vocabulary", "true") == 0
+    assert (tmp_path / "small_vocabulary").is_dir()
+    assert prune(teacher, data, tmp_path, *flags, "--target_layers", "0,2", "--resume", "false") == 0
+    assert not (tmp_path / "small_vocabulary").exists()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import need
+from ..errors import UserError, need
 
 # What ONNX Runtime's quantiser puts behind the name of an array that it rounds.
 QUANTIZED = "_quantized"
@@ -19,10 +19,13 @@ def read_arrays(graph: Path) -> dict[str, np.ndarray]:
     Numbers alone are constants of the computation, no weights. ONNX Runtime's quantiser keeps an array X as `X_quantized`, `X_scale` and `X_zero_point`.
 
     Raises:
-        UserError: package onnx is not installed.
+        UserError: package onnx is not installed, or the file is no graph.
     """
     onnx = need("onnx", "deploy")
-    model = onnx.load(str(graph)).graph
+    try:
+        model = onnx.load(str(graph)).graph
+    except Exception as error:  # protobuf's, which has no public base
+        raise UserError(f"{graph}: not an ONNX graph ({str(error).splitlines()[0]}); export it again") from None
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.initializer}
     axes = {node.input[0]: _axis(node) for node in model.node if node.op_type == "DequantizeLinear"}
     found = {}

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from ..config import flag
+from ..config import flag, unusual
 from ..errors import UserError
 from .criteria import CRITERIA, Movement
 from .patterns import Blocks, masks, pattern
@@ -89,6 +89,19 @@ class Sparsity:
         counts = {"target_sparsity", "schedule", "scope", "min_sparsity_per_layer", "max_sparsity_per_layer"}
         return counts if self.soft else soft - {"movement_rate"}
 
+    def refuse_twice(self) -> None:
+        """See that the pruning's first and last step are told in one way each.
+
+        Raises:
+            UserError: one is told as a step and in epochs.
+        """
+        given = unusual(self)
+        for step, epochs in (("start", "sparsity_warmup_epochs"), ("end", "cooldown_epochs")):
+            if step in given and epochs in given:
+                raise UserError(
+                    f"--{step} {given[step]}, --{epochs} {given[epochs]:g}: the same told twice; give one of them"
+                )
+
     def takes(self, path: str) -> bool:
         """Whether a weight is one of the group."""
         return bool(re.search(self.include, path)) and not (self.exclude and re.search(self.exclude, path))
@@ -108,6 +121,11 @@ class Sparsity:
                 "--cooldown_epochs, or an --end"
             )
         end = self.end or max(steps - cooldown, start)
+        if self.frequency > end - start > 0:
+            raise UserError(
+                f"--frequency {self.frequency}: longer than the pruning, from step {start} to {end}; expected at most "
+                f"{end - start}"
+            )
         found = Schedule(
             self.schedule, self.target_sparsity, start, end, self.frequency or max((end - start + 1) // _EVENTS, 1)
         )

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -23,12 +23,13 @@ from ..models import store
 from ..models.config import ModelConfig
 from ..prune import importance, structured
 from .benchmark import typical
+from .flags import step_config
+from .prune_job import Job
 from .stage import Stage, Work, run_stage
 
-if TYPE_CHECKING:
-    from .prune import Job
+WIDTHS, UNITS = "widths.json", "units.json"  # what was searched, and what each step keeps
 
-_WIDTHS = 8  # neurons of a searched width are a multiple
+_MULTIPLE = 8  # neurons of a searched width are a multiple
 _RUNS, _WARM_UP = 100, 20
 
 
@@ -57,6 +58,12 @@ class Structure:
             raise UserError(
                 "--target_speedup finds the numbers of heads and neurons; leave --target_num_heads and "
                 "--target_ffn_dim out"
+            )
+        if self.budget == "layer" and not self.normalize_importance:
+            raise UserError("--normalize_importance false: has no part without --budget global; leave it out")
+        if self.ffn_output_term and not (self.target_ffn_dim or self.target_speedup):
+            raise UserError(
+                "--ffn_output_term true: has no part without --target_ffn_dim or --target_speedup; leave it out"
             )
         if self.target_speedup and not self.speedup > 1:
             raise UserError(f"--target_speedup {self.target_speedup}: expected more than 1, such as 2x")
@@ -147,6 +154,8 @@ def checked_target(job: Job, structure: Structure) -> Target:
         UserError: flags, model and teacher do not go together.
     """
     target = target_of(structure, job.dense.config, job.config.prune_vocabulary)
+    job.optim.optim()
+    step_config(job.run.step, job.optim)
     job.objective(structured.keep_layers(job.dense, target.layers).config, _learnt_from(job, target))
     return target
 
@@ -176,7 +185,7 @@ def _stage(
 
     def build() -> Work:
         start = structured.keep_layers(source, target.layers) if number == 1 else source
-        pruned = cut(start, now, lambda: _measured(job, structure, start), structure)
+        pruned = cut(start, now, lambda: _chosen(job, structure, now, start, directory), structure)
         job.run.log.line(
             f"pruned, step {number} of {structure.steps}: {_shape(pruned.config)}; {start.config.parameters} parameters "
             f"to {pruned.config.parameters}"
@@ -207,24 +216,56 @@ def _measured(job: Job, structure: Structure, weights: store.Weights) -> importa
     )
 
 
-def cut(
-    weights: store.Weights, target: Target, measured: Callable[[], importance.Importance], structure: Structure
-) -> store.Weights:
-    """A model with the most important of its units; their importance is measured if any is to go."""
-    config, together, normalise = weights.config, structure.budget == "global", structure.normalize_importance
+@dataclass(frozen=True)
+class Units:
+    """The units that stay, the most important first: heads and neurons by layer, and hidden units; empty where all do."""
+
+    heads: list[np.ndarray]
+    neurons: list[np.ndarray]
+    hidden: np.ndarray
+
+
+def units(config: ModelConfig, target: Target, found: importance.Importance, structure: Structure) -> Units:
+    """The most important units of a model."""
+    together, normalise = structure.budget == "global", structure.normalize_importance
+    whole = Target.whole(config, structure.budget, range(config.num_hidden_layers))
+    heads, neurons, hidden = [], [], np.zeros(0, int)
+    if target.heads < whole.heads:
+        heads = importance.choose(found.heads, target.heads, together, normalise)
+    if target.neurons < whole.neurons:
+        neurons = importance.choose(found.neurons, target.neurons, together, normalise)
+    if target.hidden < whole.hidden:
+        (hidden,) = importance.choose([found.hidden], target.hidden, False)
+    return Units(heads, neurons, hidden)
+
+
+def cut(weights: store.Weights, target: Target, chosen: Callable[[], Units], structure: Structure) -> store.Weights:
+    """A model with some of its units; they are chosen if any is to go."""
+    config = weights.config
     whole = Target.whole(config, structure.budget, range(config.num_hidden_layers))
     if (whole.heads, whole.neurons, whole.hidden) == (target.heads, target.neurons, target.hidden):
         return weights
-    found = measured()
-    if target.heads < whole.heads:
-        weights = structured.keep_heads(weights, importance.choose(found.heads, target.heads, together, normalise))
-    if target.neurons < whole.neurons:
-        weights = structured.keep_neurons(
-            weights, importance.choose(found.neurons, target.neurons, together, normalise)
-        )
-    if target.hidden < whole.hidden:
-        weights = structured.keep_hidden(weights, importance.choose([found.hidden], target.hidden, False)[0])
-    return weights
+    kept = chosen()
+    weights = structured.keep_heads(weights, kept.heads) if kept.heads else weights
+    weights = structured.keep_neurons(weights, kept.neurons) if kept.neurons else weights
+    return structured.keep_hidden(weights, kept.hidden) if len(kept.hidden) else weights
+
+
+def _chosen(job: Job, structure: Structure, target: Target, weights: store.Weights, directory: Path) -> Units:
+    """The units that a step keeps, chosen once: a resumed step has those of its checkpoints, wherever it goes on."""
+    note = directory / UNITS
+    asked = {"model": weights.fingerprint(), "target": asdict(target) | {"layers": list(target.layers)}}
+    if note.is_file():
+        known = read_json(note, "the units that a step keeps")
+        if known.get("asked") == asked:
+            heads, neurons = ([np.array(layer, int) for layer in known[name]] for name in ("heads", "neurons"))
+            return Units(heads, neurons, np.array(known["hidden"], int))
+    found = units(weights.config, target, _measured(job, structure, weights), structure)
+    if not job.run.place.rank:
+        directory.mkdir(parents=True, exist_ok=True)
+        layers = {name: [layer.tolist() for layer in getattr(found, name)] for name in ("heads", "neurons")}
+        write_json(note, {"asked": asked, **layers, "hidden": found.hidden.tolist()})
+    return found
 
 
 def _searched(job: Job, structure: Structure, target: Target) -> Target:
@@ -233,7 +274,7 @@ def _searched(job: Job, structure: Structure, target: Target) -> Target:
     Raises:
         UserError: one head is not fast enough.
     """
-    note, config = job.run.directory / "widths.json", job.dense.config
+    note, config = job.run.directory / WIDTHS, job.dense.config
     asked = {
         "model": job.dense.fingerprint(),
         "target_speedup": structure.target_speedup,
@@ -265,7 +306,7 @@ def _searched(job: Job, structure: Structure, target: Target) -> Target:
 
 def _neurons(config: ModelConfig, heads: int) -> int:
     share = config.intermediate_size * heads / config.num_attention_heads
-    return min(max(round(share / _WIDTHS), 1) * _WIDTHS, config.intermediate_size)
+    return min(max(round(share / _MULTIPLE), 1) * _MULTIPLE, config.intermediate_size)
 
 
 def _speedup(job: Job, target: Target) -> float:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -20,14 +19,15 @@ from ..errors import UserError
 from ..evaluation.evaluate import predict
 from ..export import directory, onnx, quantize
 from ..export.arrays import read_arrays
-from ..export.session import Forward, graph_forward, read_config
-from ..files import model_path
+from ..export.session import Forward, graph_forward, read_config, runtime_session
+from ..files import model_path, recover_directory, refuse_damaged
 from ..models import store
 from ..models.config import ModelConfig
 from . import common, qat
 from .flags import StepFlags
 from .judging import EVAL_BATCH, scored
 from .labels import check_problem, in_label_order, outputs_of
+from .teacher_cache import SETTINGS as TEACHER_CACHES
 
 _CALIBRATION_BATCH = 16
 # The sentence that latency is measured on: one row of this length, one thread, as often as that.
@@ -88,7 +88,7 @@ def run(
     target = directory.check_target(config.output_dir)
     if target.exists() and target.resolve() == model_path(config.model).resolve():
         raise UserError(f"--output_dir {target}: is --model, which would be lost; expected another directory")
-    _check_flags(config, [calibration, training, step])
+    _check_flags(config, calibration, training, step)
     runtime.start()
     with tempfile.TemporaryDirectory() as scratch:
         graph, shape, source = _float_graph(model_path(config.model), Path(scratch))
@@ -124,17 +124,23 @@ def run(
     return found
 
 
-def _check_flags(config: Config, groups: Sequence[Any]) -> None:
+def _check_flags(config: Config, calibration: Calibration, training: qat.Training, step: StepFlags) -> None:
     """See that the method reads what was given.
 
     Raises:
         UserError: a flag has no part in the method, or records are missing.
     """
+    if config.method == "qat":
+        training.optim()
+        if not training.load_teacher_ckpt_path and training.teacher_cache in TEACHER_CACHES:
+            raise UserError(
+                "--method qat: --teacher is empty; expected the fine-tuned teacher, or its --teacher_cache DIR"
+            )
     if config.method != "dynamic" and not config.data_dir:
         raise UserError(f"--method {config.method}: --data_dir is empty; expected records to calibrate on")
     unread = {
         name: value
-        for group in groups
+        for group in (calibration, training, step)
         if type(group) not in _READ[config.method]
         for name, value in unusual(group).items()
     }
@@ -150,7 +156,10 @@ def _check_flags(config: Config, groups: Sequence[Any]) -> None:
 def _float_graph(path: Path, scratch: Path) -> tuple[Path, ModelConfig, Path]:
     """A copy of a model's float32 graph, exported where there is none; the model's configuration and directory."""
     graph = scratch / directory.ONNX_FILE
+    recover_directory(path)
     if (path / directory.ONNX_FILE).is_file():
+        refuse_damaged(path)
+        runtime_session(path / directory.ONNX_FILE)  # which sees that it is a graph
         shutil.copyfile(path / directory.ONNX_FILE, graph)  # ONNX Runtime's tools write beside what they read
         return graph, read_config(path), path
     return _exported(path, graph)
