@@ -11,6 +11,8 @@ import pytest
 import yaml
 from small import command
 
+from minddistill.recipes import search
+
 
 @pytest.fixture
 def files(tmp_path, data, tiny_encoder):
@@ -31,6 +33,8 @@ def files(tmp_path, data, tiny_encoder):
         ("batch_size: {low: -4, high: 8}", "batch_size"),
         ("output_dir: [a, b]", "output_dir: cannot vary"),
         ("buckets: ['8,12', off]", "buckets: YAML reads False there; put the word in quotes"),
+        ("buckets: [16, 32]", "buckets: expected text, YAML reads the number 16; quote it"),
+        ("epoch: [1, 2]", "unknown flag --epoch of finetune"),
     ],
 )
 def test_flags_of_the_space_are_checked_before_any_trial(files, capsys, space, told, tmp_path):
@@ -70,7 +74,7 @@ def test_search_goes_on_and_fits_its_best_again(files, tmp_path, capsys):
     assert best["learning_rate"] == found["best"]["setting"]["learning_rate"] and best["epoch_size"] == 1
     assert command("finetune", "--config", study / "best.yaml", "--output_dir", tmp_path / "again") == 0
     models = list(study.glob("trials/*/best/model.safetensors"))
-    assert 1 <= len(models) <= 3
+    assert [model.parent.parent.name for model in models] == [search._name(found["best"]["setting"])]
     assert (study / "history.svg").read_text().startswith("<?xml")
     assert (study / "importance.svg").is_file() == bool(found["importance"])  # none where all trials are equally good
     taken = {file: file.stat().st_mtime_ns for file in study.glob("trials/*/metrics.jsonl")}
@@ -84,3 +88,12 @@ def test_search_goes_on_and_fits_its_best_again(files, tmp_path, capsys):
     capsys.readouterr()
     assert command("search", *files, "--trials", "6", "--refit", "0") == 0
     assert "trial " not in capsys.readouterr().out.replace("trials", "")  # nothing is left to do
+
+
+def test_what_no_setting_mends_is_told_before_any_trial(files, tmp_path, capsys):
+    values = yaml.safe_load(files[3].read_text())
+    files[3].write_text(yaml.safe_dump(values | {"train_data_dir": str(tmp_path / "absent")}))
+    assert command("search", *files, "--trials", 2) == 2
+    error = capsys.readouterr().err
+    assert f"--config {files[3]}:" in error and f"{tmp_path / 'absent'}" in error and error.count("\n") == 1
+    assert not list(tmp_path.glob("study/trials/*.log"))

@@ -21,6 +21,7 @@ from ..evaluation.evaluate import read_predictions
 from ..files import RECORD_FILE, model_path, read_json, replace_directory, require_directory, write_json
 from ..models import store
 from ..models.heads import predict_function
+from ..models.presets import preset
 from ..train.log import read_metrics
 from . import comparison, evaluate, finetune, prepare_task, report, task_distill
 from .flags import OptimFlags, RunFlags, StepFlags, StudentFlags
@@ -110,7 +111,7 @@ def run(config: Config) -> dict:
             eval_data_dir=data["dev"],
         ),
         task_distill.Learning(td_phase1_learning_rate=1e-4, td_phase2_learning_rate=5e-5),
-        StudentFlags(student="minilm-l3", init_from_teacher=config.init_layers),
+        _student(config, teacher),
         RunFlags(output_dir=str(out / "runs" / "student"), resume=resume, seed=config.seed, log_interval=50),
         step,
     )
@@ -142,6 +143,14 @@ def run(config: Config) -> dict:
         f"predictions in {out / 'evaluation'}, figures in {out / 'summary.json'} and {out / report.NAME}"
     )
     return summary
+
+
+def _student(config: Config, teacher: Path) -> StudentFlags:
+    """A student of some of the teacher's layers, and so as wide as it."""
+    base, size = preset("minilm-l3"), store.read_weights(teacher).config
+    names = ("hidden_size", "intermediate_size", "num_attention_heads")
+    wide = {name: getattr(size, name) for name in names if getattr(size, name) != getattr(base, name)}
+    return StudentFlags(student="minilm-l3", init_from_teacher=config.init_layers, **wide)
 
 
 def _publish(source: Path, target: Path) -> None:

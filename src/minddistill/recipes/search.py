@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -97,8 +99,13 @@ def _checked(config: Config, space: Mapping[str, Any]) -> dict[str, Any]:
     held = sorted({"output_dir", "resume", "distribute"} & space.keys())
     if held:
         raise UserError(f"--space {config.space}: {held[0]}: cannot vary; take it out")
-    kinds = {name: kind for group in _STAGES[config.command].GROUPS for name, kind in get_type_hints(group).items()}
+    kinds = _kinds(_STAGES[config.command].GROUPS)
     for name, values in space.items():
+        if name not in kinds:
+            raise UserError(f"--space {config.space}: unknown flag --{name} of {config.command}")
+        odd = [value for value in getattr(values, "choices", ()) if kinds[name] is str and not isinstance(value, str)]
+        if odd and not isinstance(odd[0], bool):
+            raise UserError(f"--space {config.space}: {name}: expected text, YAML reads the number {odd[0]}; quote it")
         read = [value for value in getattr(values, "choices", ()) if isinstance(value, bool)]
         if read and kinds.get(name, bool) is not bool:
             raise UserError(f"--space {config.space}: {name}: YAML reads {read[0]} there; put the word in quotes")
@@ -110,6 +117,16 @@ def _checked(config: Config, space: Mapping[str, Any]) -> dict[str, Any]:
     if not base.get("eval_data_dir"):
         raise UserError(f"--config {file}: eval_data_dir is not in it; expected the records that trials are judged by")
     return base
+
+
+def _kinds(groups: Sequence[type]) -> dict[str, Any]:
+    """The type of each flag, by each of its names."""
+    kinds = {}
+    for group in groups:
+        hints = get_type_hints(group)
+        for field in dataclasses.fields(group):
+            kinds |= dict.fromkeys((field.name, *field.metadata.get("aliases", ())), hints[field.name])
+    return kinds
 
 
 def _words(file: Path, setting: Mapping[str, Any]) -> list[str]:
@@ -128,10 +145,13 @@ def _helpers(config: Config) -> list[subprocess.Popen]:
 
 def _search(config: Config, base: Mapping[str, Any], space: Mapping[str, Any], directory: Path) -> Any:
     from ..search import study as studies
+    from ..search.space import ends
 
     fixed = {name: value for name, value in base.items() if name not in space and name not in KEEPING}
     fixed["command"] = config.command
     study = studies.open_study(directory / "study.db", space, config.seed, config.prune, fixed)
+    if not studies.ended(study):
+        _examine(config, ends(space), directory)
 
     def evaluate(trial: Any, setting: dict[str, Any]) -> float:
         place = directory / "trials" / _name(setting)
@@ -154,6 +174,8 @@ def _search(config: Config, base: Mapping[str, Any], space: Mapping[str, Any], d
             raise studies.optuna.TrialPruned
         if process.code == 130:
             raise studies.Interrupted
+        if process.code == 1:  # no mistake that the command knows
+            raise studies.Broken(process.reason())
         if process.code:
             _shrink(place)
             print(f"trial {trial.number}: refused: {process.reason()}; {told}", flush=True)
@@ -170,7 +192,27 @@ def _search(config: Config, base: Mapping[str, Any], space: Mapping[str, Any], d
         studies.optimize(study, space, config.trials, evaluate, config.seed)
     except studies.Interrupted:
         raise KeyboardInterrupt from None
+    except studies.Broken as error:
+        raise UserError(f"a trial broke off: {error}; the same command begins with it") from None
     return study
+
+
+def _examine(config: Config, settings: Sequence[Mapping[str, Any]], directory: Path) -> None:
+    """See that the command takes the configuration with one of some settings, before trials are spent on it.
+
+    Raises:
+        UserError: it takes none; what is wrong is in no setting.
+    """
+    doctor, place = [sys.executable, "-m", "minddistill", "doctor", config.command], directory / "trials" / "first"
+    wrong = []
+    for setting in settings:
+        words = [*doctor, *_words(Path(config.config), setting), f"--output_dir={place}"]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if not done.returncode:
+            return
+        found = re.findall(r"\swrong\s+(\S.*)", done.stdout) or done.stderr.strip().splitlines() or ["doctor broke off"]
+        wrong.append(found[-1].strip())
+    raise UserError(f"--config {config.config}: {wrong[0]}")
 
 
 def _name(setting: Mapping[str, Any]) -> str:

@@ -26,6 +26,10 @@ class Refused(Exception):
     """A trial whose setting the command does not take; the search goes on with others."""
 
 
+class Broken(Exception):
+    """A trial that broke off for a reason that is not its setting; it is the first to be run when the search goes on."""
+
+
 class Interrupted(Exception):
     """A trial that was stopped; it is the first to be run when the search goes on."""
 
@@ -99,6 +103,7 @@ def optimize(
 
     Raises:
         Interrupted: a trial was stopped; its setting is queued again.
+        Broken: likewise, where it broke off.
     """
 
     def objective(trial: Trial) -> float:
@@ -108,6 +113,9 @@ def optimize(
             return evaluate(trial, setting)
         except Refused as error:
             trial.set_user_attr("refused", str(error))
+            raise
+        except Broken:
+            study.enqueue_trial(setting)
             raise
         except (Interrupted, KeyboardInterrupt):
             study.enqueue_trial(setting)
