@@ -48,13 +48,13 @@ def test_bfloat16_without_onednn_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("compute_type", "dtype"), [("float16", "float32"), ("float16", "float16")])
 def test_half_precision_stays_near_single(compute_type, dtype):
-    config = preset("test-2l-32").with_(vocab_size=40, labels=("no", "yes"), pooler=True)
+    config = preset("test-2l-32").with_(vocab_size=40, labels=("no", "yes"), pooler=True, initializer_range=0.3)
     half = store.new(config, seed=1, **runtime.precision(compute_type, dtype, "CPU"))
     single = store.new(config, seed=1, **runtime.precision("auto", "float32", "CPU"))
     ids = np.random.default_rng(0).integers(5, 40, (4, 12)).astype(np.int32)
     batch = {"input_ids": ids, "input_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
     found, exact = predict_function(half)(batch), predict_function(single)(batch)
-    assert 0 < np.abs(found - exact).max() < 1e-2
+    assert 0 < np.abs(found - exact).max() < 5e-3 and np.ptp(exact) > 0.5
 
 
 def test_auto_is_half_precision_on_accelerators():

@@ -1,13 +1,18 @@
 """Losses and layer maps against values worked out by hand."""
 
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 
+from minddistill.data.loader import Loader
+from minddistill.data.records import Rows
 from minddistill.distill import losses
 from minddistill.distill.layer_map import layer_map
 from minddistill.distill.objectives import (
+    AttentionScores,
     FitDense,
     HiddenStates,
     Intermediate,
@@ -19,7 +24,9 @@ from minddistill.distill.objectives import (
     logits,
 )
 from minddistill.errors import UserError
+from minddistill.models.presets import preset
 from minddistill.problems import MULTI, REGRESSION, TOKEN
+from minddistill.recipes.matching import fit_arrays, fit_dense
 
 
 def tensor(values):
@@ -273,3 +280,57 @@ def test_softened_divergence_of_sigmoids_has_the_square_of_the_temperature():
     batch = {"label_ids": tensor([[1.0]]), "weight": ONE, "rows": tensor(1.0)}
     loss, _ = SoftLabels(2.0, MULTI)(batch, {"logits": tensor([[2.0]])}, {"logits": tensor([[4.0]])})
     assert float(loss.asnumpy()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_attention_loss_of_a_loaded_batch_by_hand():
+    """Of rows of 2 and 1 tokens: the mean over heads and pairs of real positions, summed over layers."""
+    length = np.array([2, 1], np.int32)
+    rows = Rows(np.ones((2, 3), np.int32), length, length, np.zeros(2, np.int32), {}, Path("rows"), str)
+    (batch,) = Loader(rows, 4, shuffle=False).epoch(0)
+    assert [float(batch[name].asnumpy()) for name in ("rows", "tokens", "pairs")] == [2, 2 + 1, 4 + 1]
+    scores = np.zeros((4, 2, 3, 3), np.float32)  # other ones at padding, too, and in the rows that fill the batch
+    scores[:, 0], scores[:, 1] = 1, 3
+    student, teacher = ({"attentions": tuple(map(tensor, pair))} for pair in ((0 * scores,) * 2, (scores, 2 * scores)))
+    loss, _ = AttentionScores(layer_map("0,1", 2, 2))(*map(ms.mutable, (batch, student, teacher)))
+    assert float(loss.asnumpy()) == pytest.approx((1 + 9) / 2 + (4 + 36) / 2)
+
+
+def test_reference_attention_loss_is_a_mean_over_heads_too():
+    scores = tensor([[[[1.0, 1.0], [1.0, 1.0]], [[3.0, 3.0], [3.0, 3.0]]]])
+    found = losses.attention_mse_reference(scores, scores * 0, ONE, tensor(1.0))
+    assert float(found.asnumpy()) == pytest.approx((1 + 9) / 2)
+
+
+def test_projections_by_hand():
+    fit, weight = FitDense(2, 3, 2), np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+    fit.weights[0].set_data(tensor(weight))
+    fit.biases[0].set_data(tensor([0.5, 0, -1]))
+    fit.weights[1].set_data(tensor(2 * weight))
+    hidden = tensor([[[1, -1]]])
+    assert fit(hidden, 0).asnumpy().tolist() == [[[-0.5, -1, -2]]] and fit(hidden, 1).asnumpy().tolist() == [[[-2] * 3]]
+
+
+def test_projections_are_carried_on_or_one_for_each_hidden_state():
+    narrow, wide = preset("test-2l-32").with_(hidden_size=16), preset("test-4l-32")
+    pairs = layer_map("uniform", 2, 4)
+    carried = {"fit_dense.weight": np.arange(512).reshape(32, 16), "fit_dense.bias": np.arange(32)}
+    carried = {name: value.astype(np.float32) for name, value in carried.items()}
+    found = fit_arrays(fit_dense("shared", narrow, wide, pairs, carried, seed=1))
+    assert found.keys() == carried.keys() and all(np.array_equal(found[name], carried[name]) for name in carried)
+    each = fit_arrays(fit_dense("layer", narrow, wide, pairs, {}, seed=1))
+    assert sorted(each) == sorted(f"fit_denses.{index}.{leaf}" for index in range(3) for leaf in ("weight", "bias"))
+    again = fit_arrays(fit_dense("shared", narrow, wide, pairs, each, seed=2))
+    assert again.keys() == each.keys() and all(np.array_equal(again[name], each[name]) for name in each)
+
+
+def test_token_losses_leave_out_rows_that_fill_a_batch():
+    mine = [[[9.0, 9.0], [0.0, 1.0], [2.0, 0.0]], [[1.0, 0.0], [7.0, -7.0], [0.0, 0.0]]]
+    batch, student = words_of(mine, [[-100, 1, 1], [1, -100, -100]], [1.0, 0.0])
+    batch["words"] = tensor(2.0)
+    loss, _ = Labels(TOKEN)(batch, student, {})
+    assert float(loss.asnumpy()) == pytest.approx((np.log1p(np.exp(-1)) + np.log1p(np.exp(2))) / 2, abs=1e-5)
+
+
+def test_squared_logits_by_hand_without_the_row_that_fills_the_batch():
+    found = losses.squared_logits(tensor([[1, 2], [9, 9]]), tensor([[0, 4], [0, 0]]), tensor([1.0, 0.0]))
+    assert float(found.asnumpy()) == 1 + 4

@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
-from minddistill.evaluation.evaluate import Truth, decided, predict, read_predictions, scores, write_predictions
+from minddistill.evaluation.evaluate import (
+    Truth,
+    decided,
+    predict,
+    read_predictions,
+    scores,
+    write_predictions,
+    write_submission,
+)
 from minddistill.evaluation.metrics import compute, entities
-from minddistill.problems import IGNORED, MULTI, SINGLE, TOKEN
+from minddistill.problems import IGNORED, MULTI, REGRESSION, SINGLE, TOKEN
 
 
 def one_hot(classes, count):
@@ -85,3 +93,26 @@ def test_predictions_of_words_are_in_the_order_of_the_records():
     loader = Loader(rows, 2, buckets=[4, 6], shuffle=False)
     found = predict(lambda batch: batch["input_ids"][:, :, None].astype(np.float32), loader)
     assert found[:, 0].tolist() == rows.ids[label == 0].tolist()
+
+
+def test_metrics_of_one_label_by_hand():
+    # Of 1 1 0 0 1, found 1 0 0 1 1: 2 true positives, 1 false negative, 1 false positive, 1 true negative.
+    truth, logits = Truth(np.array([1, 1, 0, 0, 1]), SINGLE, ["no", "yes"]), one_hot([1, 0, 0, 1, 1], 2)
+    found = compute(["accuracy", "f1", "micro_f1", "macro_f1", "matthews"], truth, logits)
+    expected = {"accuracy": 3 / 5, "f1": 4 / 6, "micro_f1": 3 / 5, "macro_f1": (4 / 6 + 2 / 4) / 2}
+    assert found == pytest.approx(expected | {"matthews": (2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5})
+
+
+def test_correlations_by_hand():
+    truth = Truth(np.array([1.0, 2.0, 3.0, 4.0]), REGRESSION)
+    found = compute(["pearson", "spearman"], truth, np.array([[1.0], [3.0], [2.0], [10.0]]))
+    # Deviations -1.5 -0.5 0.5 1.5 and -3 -1 -2 6; ranks differ by 0 1 1 0.
+    assert found == pytest.approx({"pearson": 13 / (5 * 50) ** 0.5, "spearman": 1 - 6 * 2 / (4 * 15)})
+
+
+def test_submissions_name_the_likeliest_class_and_keep_scores_in_range(tmp_path):
+    path = tmp_path / "task.tsv"
+    write_submission(path, np.array([[0.0, 2.0], [3.0, 1.0], [0.0, 1.0]]), False, ["a", "b"])
+    assert path.read_text().splitlines() == ["index\tprediction", "0\tb", "1\ta", "2\tb"]
+    write_submission(path, np.array([[-1.0], [2.3456], [7.0]]), True, [])
+    assert path.read_text().splitlines()[1:] == ["0\t0.000", "1\t2.346", "2\t5.000"]

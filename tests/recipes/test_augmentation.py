@@ -2,19 +2,24 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import spacy
 from small import QUICK, command
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from minddistill.data import augment as augment_data
 from minddistill.data import records
 from minddistill.data.loader import MaskedLoader
+from minddistill.data.tasks import TASKS, Example
 from minddistill.data.tokenizer import load_tokenizer
 from minddistill.files import write_json
 from minddistill.models import store
 from minddistill.recipes import augment, likely_words
+from minddistill.recipes.likely_words import LikelyWords
 
 
 @pytest.fixture
@@ -50,6 +55,9 @@ def test_masks_change_by_epoch_and_count_once(data):
     halves = [MaskedLoader(rows, batch_size=16, rank=rank, size=2, **options).arrays(planned, 0) for rank in (0, 1)]
     np.testing.assert_array_equal(np.concatenate([half["input_ids"] for half in halves]), first["input_ids"])
     assert halves[0]["masked"] == pytest.approx(first["masked"] / 2)
+    short = next(planned for planned in whole.plan(0) if planned.real < 32)
+    last = whole.arrays(short, 0)
+    assert last["masked_lm_weights"][short.real :].sum() == 0 < last["masked"] == last["masked_lm_weights"].sum()
 
 
 def test_head_is_trained_and_the_encoder_kept(mlm, data, tiny_encoder, tmp_path):
@@ -248,3 +256,39 @@ def test_a_corrected_mistake_goes_on_where_nothing_was_written(words, tiny_encod
 def test_an_encoder_without_the_head_is_refused(words, tiny_encoder, capsys):
     assert command("augment", *words, "--mlm", tiny_encoder) == 2
     assert "mlm." in capsys.readouterr().err
+
+
+def test_rows_that_the_teacher_contradicts_are_left_out(teacher):
+    config = augment.Config(teacher=str(teacher), confidence=0.5)
+    judge = augment._Judge(config, TASKS["SST-2"], ["no", "yes"], Path("rows"))
+    good, bad = (Example(text, None, None) for text in ("the plot is good", "the plot is bad"))
+    assert judge.kept([[good, bad], [good, bad]], ["yes", "no"]) == [[good], [bad]]
+
+
+def test_both_methods_give_what_each_gives(words, mlm, tiny_encoder, tmp_path):
+    replace, mask, found = ["--mlm", mlm], ["--p_mask", "0.5"], {}
+    for method, more in {"tinybert": replace, "mask": [*mask, "--tokenizer", mlm], "both": replace + mask}.items():
+        assert command("augment", *words, "--method", method, *more, "--output_dir", tmp_path / method) == 0
+        rows = records.read_rows(tmp_path / method)
+        masked = (rows.ids == small.VOCABULARY.index("[MASK]")).any(1)
+        found[method] = (~masked).sum() - 240, masked.sum()
+    replaced, masked = found["both"]
+    assert found["tinybert"][0] > 200 and found["tinybert"][1] == 0 and found["mask"][0] == 0 and found["mask"][1] > 200
+    assert replaced == found["tinybert"][0] and masked > 200
+
+
+def test_what_is_asked_of_the_masked_lm(mlm):
+    """All places at once or one at a time, with the text as second sentence: [CLS] the [MASK] is [MASK] [SEP] the film is
+    great [SEP]."""
+    asked, query = LikelyWords(str(mlm)), augment_data.query_of("the film is great")
+    the, film, was, great = (small.VOCABULARY.index(word) for word in ("the", "film", "is", "great"))
+    cls, sep, mask = (small.VOCABULARY.index(name) for name in ("[CLS]", "[SEP]", "[MASK]"))
+    second = [the, film, was, great, sep]
+    (row,) = asked._rows(0, query)
+    assert (row.ids, row.second, row.positions) == ([cls, the, mask, was, mask, sep, *second], 6, [2, 4])
+    asked.together = 1
+    found = [(row.ids, row.positions) for row in asked._rows(0, query)]
+    assert found == [
+        ([cls, the, mask, was, great, sep, *second], [2]),
+        ([cls, the, film, was, mask, sep, *second], [4]),
+    ]

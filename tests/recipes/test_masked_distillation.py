@@ -42,6 +42,12 @@ def test_student_of_the_teachers_layers_has_its_head(mlm):
     taken = store.from_layers(weights, weights.config.with_(num_hidden_layers=2), [1, 3])
     head = [name for name in weights.values if name.startswith("mlm.")]
     assert len(head) == 5 and all(taken.values[name] is weights.values[name] for name in head)
+    for mine, theirs in ((0, 1), (1, 3)):
+        part = {name: value for name, value in taken.values.items() if f".layers.{mine}." in name}
+        assert part and all(
+            v is weights.values[n.replace(f"layers.{mine}.", f"layers.{theirs}.")] for n, v in part.items()
+        )
+    assert not [name for name in taken.values if ".layers.2." in name]
 
 
 def test_mistakes_end_in_one_line(mlm, tiny_encoder, data, tmp_path, capsys):
