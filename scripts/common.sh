@@ -27,6 +27,23 @@ need_example() {
   fi
 }
 
+# Adds to the array `flags` those of the named variables that are set: what is not is left to the command, or to --config.
+add_flags() {
+  local name
+  for name in "$@"; do
+    if [ -n "${!name:-}" ]; then flags+=("--$name=${!name}"); fi
+  done
+}
+
+# Whether one of the words, a script's further flags, names records, models or a file of flags.
+names_inputs() {
+  local word
+  for word in "$@"; do
+    case "$word" in --config* | --data_dir* | --train_data_dir* | --eval_data_dir* | --load_*) return 0 ;; esac
+  done
+  return 1
+}
+
 # Starts DEVICE_NUM processes of "$@" on this node with msrun, the launcher that ships with MindSpore, in the background;
 # FOREGROUND=1 stays and returns its exit code, DRY_RUN=1 only prints the command and its environment. Each process's
 # output is in LOG<rank>/log.txt, msrun's own in msrun_log; the first process's and why a run ended, in log.txt.
@@ -46,13 +63,20 @@ start_workers() {
     exit 2
   fi
   need_number WORKER_NUM "$worker_num"
-  local launch=("$PYTHON" -m minddistill.launch "--address=$master:$((port + 1))" "--node=${NODE_RANK:-0}"
+  if [ "$worker_num" = "$device_num" ]; then
+    NODE_RANK=0  # one node, whatever a batch system has set
+  elif ! [[ "${NODE_RANK:-}" =~ ^(0|[1-9][0-9]*)$ ]] || [ "$(((NODE_RANK + 1) * device_num))" -gt "$worker_num" ]; then
+    echo "WORKER_NUM is $worker_num, more than DEVICE_NUM: NODE_RANK is '${NODE_RANK:-}'; expected the number of this node," \
+      "from 0 to $((worker_num / device_num - 1))" >&2
+    exit 2
+  fi
+  local launch=("$PYTHON" -m minddistill.launch "--address=$master:$((port + 1))" "--node=$NODE_RANK"
     "--wait=${CLUSTER_TIMEOUT:-120}" "--silence=${LOST_TIMEOUT:-30}" "--log=$PWD/msrun_log/msrun.log" --
     "$PYTHON" -m mindspore.parallel.cluster.run "--worker_num=$worker_num"
     "--local_worker_num=$device_num" "--master_addr=$master" "--master_port=$port"
     "--cluster_time_out=${CLUSTER_TIMEOUT:-120}" --join=True --tail_worker_log=0 "--log_dir=$PWD/msrun_log")
   if [ "$worker_num" != "$device_num" ]; then
-    launch+=("--node_rank=${NODE_RANK:?"WORKER_NUM is more than DEVICE_NUM: set NODE_RANK to the number of this node"}")
+    launch+=("--node_rank=$NODE_RANK")
   fi
   [ "${BIND_CORES:-0}" = 1 ] && launch+=(--bind_core=True)
   if [ -n "${RANK_TABLE_FILE:-}" ]; then
@@ -68,7 +92,7 @@ start_workers() {
     echo
     exit 0
   fi
-  first=$((${NODE_RANK:-0} * device_num))
+  first=$((NODE_RANK * device_num))
   for ((rank = first; rank < first + device_num; rank++)); do
     mkdir -p "LOG$rank"
     ln -sfn "../msrun_log/worker_$rank.log" "LOG$rank/log.txt"

@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
@@ -45,7 +45,7 @@ def parse(prog: str, description: str, groups: Sequence[type], argv: Sequence[st
         parser.add_argument("--config", action="config", help="YAML file whose keys are flags; flags win over it")
     for group in groups:
         _add(parser, group)
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = _files_first(sys.argv[1:] if argv is None else argv)
     for file in config_files(words):
         _check_file(file, groups)  # the parser's own messages do not name it
     try:
@@ -105,6 +105,17 @@ def changed(group: Any, values: Mapping[str, Any], name: str) -> Any:
         return type(group)(**{item.name: found[item.name] for item in dataclasses.fields(group)})
     except Exception as error:  # jsonargparse raises argparse's and its own errors
         raise UserError(f"{name} {dict(values)}: {_explain(str(error))}") from None
+
+
+def _files_first(argv: Sequence[str]) -> list[str]:
+    """The words of a command line with `--config` before all others, which win over it wherever they stand."""
+    files, others, words = [], [], iter(argv)
+    for word in words:
+        if word == "--config":
+            files += [word, *islice(words, 1)]
+        else:
+            (files if word.startswith("--config=") else others).append(word)
+    return files + others
 
 
 def config_files(argv: Sequence[str]) -> list[Path]:

@@ -445,3 +445,4 @@ def test_labels_of_a_multi_label_row_may_be_a_list(tmp_path):
     assert next(read_examples(tmp_path / "x.jsonl", several, "train")).label == "a|b"
     with pytest.raises(UserError, match=r"x.jsonl:1: 'label' is a list; expected text"):
         next(read_examples(tmp_path / "x.jsonl", TASKS["SNIPS"], "train"))
+    assert next(read_examples(tmp_path / "x.jsonl", TASKS["SNIPS"], "test", labelled=False)).label is None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from launched import launch, logged, msrun, same
 from small import command
 
@@ -228,9 +229,30 @@ def test_wrong_arguments_of_a_launch_are_told(tmp_path):
     for words in (["x", 1, "a", "b", "c"], [0, 1, "a", "b", "c"], [2, 1, "a"]):
         done = launch("run_distributed_gd_gpu.sh", *words, where=tmp_path)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    lonely = {"WORKER_NUM": "4", "DRY_RUN": "1"}
-    done = launch("run_distributed_gd_gpu.sh", 2, 1, "a", "b", "c", where=tmp_path, **lonely)
-    assert done.returncode != 0 and "NODE_RANK" in done.stderr
+    several = {"WORKER_NUM": "4", "DRY_RUN": "1"}
+    for rank in ("", "x", "08", "2"):
+        done = launch("run_distributed_gd_gpu.sh", 2, 1, "a", "b", "c", where=tmp_path, **several, NODE_RANK=rank)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert f"NODE_RANK is '{rank}'; expected the number of this node, from 0 to 1" in done.stderr
+
+
+def test_what_stands_in_the_environment_by_chance_changes_no_run(tmp_path):
+    chance = {"NODE_RANK": "1", "device_target": "CPU"}
+    words = [8, 1, "/path/data/", "", "/path/teacher.ckpt"]
+    _, watch, msrun, run = shown("run_distributed_gd_gpu.sh", *words, where=tmp_path, **PLACE, **chance)
+    assert "--node=0" in watch and not [word for word in msrun if "node_rank" in word]
+    assert "--device_target=GPU" in run
+    assert "--device_target=CPU" in shown("run_distributed_gd_cpu.sh", *words, where=tmp_path, **PLACE)[3]
+
+
+def test_standalone_scripts_leave_to_a_file_of_flags_what_is_not_set(tmp_path, data, teacher):
+    """And take the example for nothing that further flags name."""
+    file = tmp_path / "td.yaml"
+    values = {"load_teacher_ckpt_path": str(teacher), "train_data_dir": str(data / "train"), "student": "test-2l-32"}
+    file.write_text(yaml.safe_dump(values))
+    done = launch("run_standalone_td.sh", "--config", file, where=tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    assert done.returncode == 2 and "--eval_data_dir is empty" in log and "example" not in log + done.stdout
 
 
 def test_ports_that_cannot_be_are_refused(tmp_path):

@@ -95,3 +95,14 @@ def test_a_node_whose_name_leads_nowhere_is_asked_for_its_address(tmp_path, monk
     error = capsys.readouterr().err
     assert f"leads to {said}; give this node's address" in error and error.count("\n") == 1
     assert command("hccl-config", *flags, "--server_id", "127.0.0.1") == 0
+
+
+def test_devices_that_msrun_would_not_use_are_refused(tmp_path, capsys):
+    """It gives its processes the devices from 0 on, whatever the table says."""
+    table = tmp_path / "hccl.json"
+    flags = ["--devices", "4,5", "--ips", ",".join(IPS), "--server_id", "10.0.0.1", "--output", table]
+    assert command("hccl-config", *flags) == 0
+    assert command("hccl-config", "--check", table) == 0
+    capsys.readouterr()
+    assert command("hccl-config", "--check", table, "--device_num", 2) == 2
+    assert "has devices 4, 5; msrun gives its processes 0 to 1" in capsys.readouterr().err

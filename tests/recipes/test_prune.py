@@ -238,9 +238,25 @@ def test_a_step_keeps_the_units_that_it_chose_first(teacher, data, tmp_path, mon
     assert (tmp_path / "cut" / "last" / "model.safetensors").read_bytes() != models[0]
 
 
+def test_units_are_chosen_anew_under_other_flags(teacher, data, tmp_path):
+    flags = ["--method", "structured", "--target_num_heads", 2, "--epoch_size", 0, *LIGHT]
+    units = []
+    for more in ([], ["--importance_rows", 20], []):
+        assert prune(teacher, data, tmp_path, *flags, *more, "--resume", "auto") == 0
+        units.append(json.loads((tmp_path / "units.json").read_text())["asked"]["flags"]["importance_rows"])
+        (tmp_path / "done.json").unlink()
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+    assert units == [2000, 20, 2000]
+
+
 def test_a_new_run_leaves_nothing_of_an_earlier_one(teacher, data, tmp_path):
     flags = ["--method", "structured", "--epoch_size", 0, *LIGHT]
     assert prune(teacher, data, tmp_path, *flags, "--target_layers", "0,2", "--prune_vocabulary", "true") == 0
     assert (tmp_path / "small_vocabulary").is_dir()
     assert prune(teacher, data, tmp_path, *flags, "--target_layers", "0,2", "--resume", "false") == 0
     assert not (tmp_path / "small_vocabulary").exists()
+    assert prune(teacher, data, tmp_path, *flags, "--prune_vocabulary", "true", "--resume", "false") == 0
+    small = tmp_path / "small_vocabulary"
+    records = ["--data_dir", data / "train", "--eval_data_dir", ""]
+    assert prune(small, data, tmp_path, *flags, "--target_layers", "9", *records, "--resume", "false") == 2
+    assert (small / "model.safetensors").is_file()  # what is refused, or read, loses nothing

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
@@ -165,7 +165,7 @@ def test_records_of_a_task_go_on_by_shard(tmp_path, tiny_text, vocabulary, monke
     assert prepare(whole.parent) == 0
     write = f"write_{kind}"
     with monkeypatch.context() as patch:
-        patch.setattr(records, write, dies_after(getattr(records, write), 3))
+        patch.setattr(prepare_task, write, dies_after(getattr(prepare_task, write), 3))
         assert prepare(cut.parent) == 130
     with pytest.raises(UserError, match="its writing was not finished"):
         records.read_rows(cut, kind=kind)
@@ -263,3 +263,34 @@ def test_a_stopped_run_leaves_its_model_and_its_last_step_is_logged(data, tiny_e
     assert train(data, tiny_encoder, out, *flags) == 0
     assert [row["step"] for row in read_metrics(out) if "loss" in row] == [40, 80, 90]
     assert store.read_weights(out / "last").fingerprint() != stopped.fingerprint()
+
+
+@dataclass
+class Cached:
+    teacher_cache: str
+    batch_size: int = 8
+
+
+def test_a_directory_where_a_run_is_at_work_takes_no_other(tmp_path):
+    place = Runtime("CPU")
+    with open_run(RunFlags(str(tmp_path / "run")), StepFlags(), place) as opened:
+        with (
+            pytest.raises(UserError, match=r"run: another run is at work there; wait for it, or give another"),
+            open_run(RunFlags(str(tmp_path / "run")), StepFlags(), place),
+        ):
+            pass
+        opened.log.line("it goes on")
+    with open_run(RunFlags(str(tmp_path / "run")), StepFlags(), place):
+        assert "it goes on" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_kept_cache_may_be_moved():
+    """What it holds is known by teacher and rows; whether there is one changes the numbers."""
+    now = resume.identity([Cached("/ssd2/cache")], {})
+    resume.refuse_another(
+        "run", {"teacher_cache": "/ssd1/cache", "batch_size x processes": 8}, now
+    )  # as it was once written
+    resume.refuse_another("run", resume.identity([Cached("/ssd1/cache")], {}), now)
+    for other in ("auto", "off"):
+        with pytest.raises(UserError, match=f"--teacher_cache was '{other}', is 'a directory'"):
+            resume.refuse_another("run", resume.identity([Cached(other)], {}), now)

@@ -56,6 +56,23 @@ def test_a_stopped_setting_is_the_next(opened):
     assert met[2] == met[1] and len(studies.ended(opened())) == 4
 
 
+def test_a_setting_that_breaks_off_is_tried_once_more(opened):
+    met = []
+
+    def broken(trial, setting):
+        met.append(setting)
+        if setting["x"] == met[0]["x"]:
+            raise studies.Broken("out of memory")
+        return 0.5
+
+    with pytest.raises(studies.Broken, match="out of memory"):
+        studies.optimize(opened(), SPACE, 3, broken, seed=0)
+    assert not studies.ended(opened())
+    studies.optimize(opened(), SPACE, 3, broken, seed=0)
+    assert met[0] == met[1] != met[2] and len(met) == 4
+    assert [trial.user_attrs.get("refused") for trial in studies.ended(opened())] == ["out of memory", None, None]
+
+
 def test_refused_settings_count_and_carry_their_reason(opened):
     def refused(trial, setting):
         raise studies.Refused("no such layer")

@@ -229,7 +229,8 @@ def _examples(path: Path, task: Task, split: str, labelled: bool, empty: bool) -
         second = None if task.text_pair is None else _cell(path, line, row, task.text_pair, task)
         if not empty and not first.strip() and not (second or "").strip():
             raise UserError(f"{path}:{line}: the text is empty; expected text in column {text!r}")
-        value = _cell(path, line, row, label, task) if labelled or label in row else None
+        told = labelled or (label in row and (task.problem == MULTI or not isinstance(row[label], list)))
+        value = _cell(path, line, row, label, task) if told else None
         if value is not None and not value.strip() and task.problem in (SINGLE, REGRESSION):
             if labelled:
                 raise UserError(f"{path}:{line}: the label is empty; expected one in column {label!r}")

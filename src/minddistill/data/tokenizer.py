@@ -134,6 +134,7 @@ def _byte_level(directory: Path, options: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
+WORD_BEGINS = "\u0120"  # in a byte-level vocabulary: a blank
 SPECIAL_WORDS = ("[PAD]", "[UNK]", "[SEP]", "[MASK]")
 # Words as the Penn Treebank, and so GloVe, has them, save that hyphens and marks stand alone: does n't, it 's.
 _WORD = r"\w+(?=n't)|n't|'(?:s|re|ve|ll|d|m)\b|\w+|[^\w\s]"
@@ -172,6 +173,11 @@ def special_id(tokenizer: Tokenizer, *names: str) -> int:
         if found is not None:
             return found
     raise UserError(f"the tokenizer's vocabulary has none of {', '.join(names)}; it is not a BERT or RoBERTa tokenizer")
+
+
+def byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether pieces tell by their first mark that a word begins, as RoBERTa's do."""
+    return any(piece.startswith(WORD_BEGINS) for piece in tokenizer.get_vocab())
 
 
 def pad_id(tokenizer: Tokenizer) -> int:

@@ -78,7 +78,10 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
         found("a number" if problem == REGRESSION else ", ".join(names))
     kept = (weights.config.labels, weights.config.problem) == (tuple(names), problem)
     # A classifier that is trained further keeps its form.
-    relu = config.relu_before_classifier or (kept and getattr(weights.config, "relu_before_classifier", False))
+    has_relu = kept and getattr(weights.config, "relu_before_classifier", False)
+    relu = config.relu_before_classifier or has_relu
+    if relu and not config.relu_before_classifier:
+        run.log.line(f"{config.model}: has a ReLU before its classifier, and keeps it")
     model_config = weights.config.with_(**head_fields(weights.config, names, problem, relu))
     buckets = common.buckets_for(run.step.buckets, train, fixed=False)
     size = model_config.parameters
@@ -135,7 +138,7 @@ def prepare(run: Run, config: Config, optim: OptimFlags) -> Stage:
         step=step_config(run.step, optim),
         groups=[config, optim, run.flags, run.step],
         content={
-            "model": {"weights": weights.fingerprint()},
+            "model": {"weights": weights.fingerprint()} | ({"classifier": "rectified"} if has_relu else {}),
             "train_data_dir": train.files,
             "eval_data_dir": {} if dev is None else dev.files,
         },

@@ -153,6 +153,12 @@ def _counted(path: Path, servers: list[dict], wanted: int) -> None:
             raise UserError(
                 f"{path}: server {server['server_id']} has {count} devices, DEVICE_NUM is {wanted}; make them agree"
             )
+        ids = [int(device["device_id"]) for device in server["device"]]
+        if wanted and sorted(ids) != list(range(count)):
+            raise UserError(
+                f"{path}: server {server['server_id']} has devices {', '.join(map(str, ids))}; msrun gives its processes 0 to "
+                f"{count - 1}: choose others by ASCEND_RT_VISIBLE_DEVICES, and write the table for 0 to {count - 1}"
+            )
 
 
 def _addresses(devices: list[int]) -> list[str]:

@@ -115,7 +115,7 @@ def check_teacher(
         if known.any():
             truth, logits = replace(truth, labels=truth.labels[known], out_of_scope=None), logits[known]
     value, floor = metrics.compute([name], truth, logits)[name], _floor(truth)
-    say(f"Teacher on {rows.directory}: {name} {value:.6f} (majority class or floor {floor:.6f}, {len(rows)} rows)")
+    say(f"Teacher on {rows.directory}: {name} {value:.6f} (majority class or floor {floor:.6f}, {len(logits)} rows)")
     if value <= floor and not allow_weak:
         raise UserError(
             f"the teacher's {name} on {rows.directory} is {value:.4f}, not above {floor:.4f} of the majority class; it "

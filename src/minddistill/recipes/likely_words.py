@@ -11,12 +11,11 @@ from tokenizers.decoders import ByteLevel
 
 from .. import runtime
 from ..data import augment
-from ..data.tokenizer import load_tokenizer, pad_id, special_id
+from ..data.tokenizer import WORD_BEGINS, byte_level, load_tokenizer, pad_id, special_id
 from ..export import masked_words
 from ..models import heads, store
 from ..problems import SINGLE
 
-_BEGINS = "\u0120"
 _bytes = ByteLevel()
 _LENGTHS = (16, 24, 32, 48, 64, 96, 128, 256, 512)  # to which sentences are padded where each shape is compiled
 
@@ -157,7 +156,7 @@ class Pieces:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.byte_level = any(piece.startswith(_BEGINS) for piece in tokenizer.get_vocab())
+        self.byte_level = byte_level(tokenizer)
         self.known: dict[str, list[int]] = {}
 
     def of(self, word: str) -> list[int]:
@@ -171,7 +170,7 @@ class Pieces:
         """The words among some ids: without pieces that continue a word, and special ones."""
         pieces = [self.tokenizer.id_to_token(int(number)) or "" for number in ids]
         if self.byte_level:
-            pieces = [_bytes.decode([piece]).strip() for piece in pieces if piece.startswith(_BEGINS)]
+            pieces = [_bytes.decode([piece]).strip() for piece in pieces if piece.startswith(WORD_BEGINS)]
             pieces = [piece for piece in pieces if "\ufffd" not in piece]  # it ended inside a character
         return [piece for piece in pieces if piece and piece[0] not in "[<" and not piece.startswith("##")]
 

@@ -17,7 +17,7 @@ from ..config import flag, parse
 from ..data import records
 from ..data.corpus import chunks, corpus_files, fill_segments, mask_tokens, sentences
 from ..data.shards import write_mindrecord, write_tfrecord
-from ..data.tokenizer import fingerprint, load_tokenizer, pad_id, special_id
+from ..data.tokenizer import byte_level, fingerprint, load_tokenizer, pad_id, special_id
 from ..errors import UserError
 from ..files import checksum, model_path, read_json, require_directory, whole_file, write_json
 from ..workers import core_count, worker_pool
@@ -61,6 +61,8 @@ def run(config: Config) -> dict:
         raise UserError(f"--masked_lm_prob {config.masked_lm_prob}: expected a number from 0 up to, not including, 1")
     out = Path(config.output_dir)
     plan = {key: value for key, value in asdict(config).items() if key not in ("workers", "output_dir")}
+    if byte_level(tokenizer):
+        plan["sentence_blanks"] = True  # earlier records had sentences without the blank before them
     plan |= {"tokenizer": fingerprint(tokenizer), "input": {str(file): checksum(file) for file in files}}
     workers = config.workers or core_count()
     meta, begun_with = begin_records(out, plan, workers)

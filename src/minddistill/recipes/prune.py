@@ -56,12 +56,13 @@ def run(
     with open_run(run_flags, step_flags, place, steps) as opened:
         flags = [config, sparsity, groups, structure, losses, optim, run_flags, step_flags]
         job = prepare(opened, config, losses, optim, flags)
-        if run_flags.resume is False and not place.rank:
-            _forget(opened.directory)
         if config.method == "sparse":
-            result = run_stage(sparse_stage(job, settings))
-            result = shrunk(job, *result)
+            stage = sparse_stage(job, settings)
+            _forget(job)
+            result = shrunk(job, *run_stage(stage))
         else:
+            checked_target(job, structure)
+            _forget(job)
             result = structured_stages(job, structure)
         if config.prune_vocabulary:
             result = without_words(job, *result)
@@ -69,12 +70,16 @@ def run(
         return result
 
 
-def _forget(directory: Path) -> None:
-    """Remove what an earlier run left beside its stages."""
+def _forget(job: Job) -> None:
+    """With `--resume false`, remove what an earlier run left beside its stages, but what this one reads."""
+    if job.run.flags.resume is not False:
+        return
+    directory, read = job.run.directory, [path.directory.resolve() for path in (job.dense, job.teacher)]
     for note in (directory / WIDTHS, *directory.rglob(UNITS)):
         note.unlink(missing_ok=True)
     for name in (_COMPACT, _SMALL_VOCABULARY):
-        shutil.rmtree(directory / name, ignore_errors=True)
+        if (directory / name).resolve() not in read:
+            shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def settings_of(config: Config, sparsity: Sparsity, groups: Groups, structure: Structure) -> list[Sparsity]:

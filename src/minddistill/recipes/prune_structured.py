@@ -254,7 +254,12 @@ def cut(weights: store.Weights, target: Target, chosen: Callable[[], Units], str
 def _chosen(job: Job, structure: Structure, target: Target, weights: store.Weights, directory: Path) -> Units:
     """The units that a step keeps, chosen once: a resumed step has those of its checkpoints, wherever it goes on."""
     note = directory / UNITS
-    asked = {"model": weights.fingerprint(), "target": asdict(target) | {"layers": list(target.layers)}}
+    asked = {
+        "model": weights.fingerprint(),
+        "target": asdict(target) | {"layers": list(target.layers)},
+        "flags": asdict(structure) | {"seed": job.run.flags.seed},
+        "rows": job.train.files,
+    }
     if note.is_file():
         known = read_json(note, "the units that a step keeps")
         if known.get("asked") == asked:

@@ -67,7 +67,13 @@ def identity(
     rows = {"batch_size x processes": values["batch_size"] * processes}
     fixed = {name: value for name, value in values.items() if name not in FREE and name not in free}
     # What JSON makes of it is what is compared: tuples become lists.
-    return json.loads(json.dumps(fixed | rows | dict(content)))
+    return _placeless(json.loads(json.dumps(fixed | rows | dict(content))))
+
+
+def _placeless(values: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without the place of a teacher's cache, whose content has an identity of its own."""
+    kept = values.get("teacher_cache", "auto") not in ("auto", "off")
+    return {**values, "teacher_cache": "a directory"} if kept else dict(values)
 
 
 _START_OVER = "--resume false to start over"
@@ -82,6 +88,7 @@ def refuse_another(place: Path, was: Mapping[str, Any], now: Mapping[str, Any], 
     Raises:
         UserError: it is not; tells each flag's old and new value, and each file whose content is another.
     """
+    was = _placeless(was)  # of earlier versions
     changed = [
         line for name in sorted(was.keys() | now.keys()) for line in _changes(name, was.get(name), now.get(name))
     ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .checks import Load, check_load
 from .flags import RunFlags, StepFlags
 
 DONE = "done.json"
+_LOCK = ".lock"
 _APPEARS = 60.0  # seconds; NFS keeps what it knows of a directory for so long
 BEST_PREDICTIONS = "predictions_best.tsv"
 CACHING = "teacher_cache.json"  # what was decided on the teacher's cache
@@ -83,7 +85,8 @@ def open_run(flags: RunFlags, step: StepFlags, place: runtime.Runtime, stages: S
             `--resume` says so, and what a killed one left half-written is removed.
 
     Raises:
-        UserError: `--output_dir` is empty or a file, or holds no earlier run where `--resume true` wants one.
+        UserError: `--output_dir` is empty or a file, another run is at work there, or it holds no earlier run where
+            `--resume true` wants one.
     """
     if not flags.output_dir:
         raise UserError("--output_dir is empty; expected the directory of this run")
@@ -92,23 +95,43 @@ def open_run(flags: RunFlags, step: StepFlags, place: runtime.Runtime, stages: S
         raise UserError(f"--output_dir {directory}: is a file; expected a directory")
     if flags.resume is True and not (directory / "config.yaml").is_file():
         raise UserError(f"--resume true: {directory} holds no earlier run; give its --output_dir, or --resume auto")
-    if not place.rank:
-        directory.mkdir(parents=True, exist_ok=True)
-        if flags.resume is False:
-            (directory / METRICS).unlink(missing_ok=True)
-            shutil.rmtree(directory / BOARD, ignore_errors=True)
-        for stage in [directory / name for name in stages]:
-            _tidy(stage, start_over=flags.resume is False)
-    place.all()
-    if not place.all(_appears(directory)):
-        raise UserError(
-            f"--output_dir {directory}: not seen by every process; the nodes of a run need a directory that they share"
-        )
-    log = RunLog(None if place.rank else directory)
-    try:
-        yield Run(place, directory, log, flags, step)
-    finally:
-        log.close()
+    with nullcontext() if place.rank else _alone(directory):
+        if not place.rank:
+            if flags.resume is False:
+                (directory / METRICS).unlink(missing_ok=True)
+                shutil.rmtree(directory / BOARD, ignore_errors=True)
+            for stage in [directory / name for name in stages]:
+                _tidy(stage, start_over=flags.resume is False)
+        place.all()
+        if not place.all(_appears(directory)):
+            raise UserError(
+                f"--output_dir {directory}: not seen by every process; the nodes of a run need a directory that they share"
+            )
+        log = RunLog(None if place.rank else directory)
+        try:
+            yield Run(place, directory, log, flags, step)
+        finally:
+            log.close()
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Make the directory, and hold it against other runs; the system lets it go when this process ends, however it ends.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / _LOCK, "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--output_dir {directory}: another run is at work there; wait for it, or give another --output_dir"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _appears(directory: Path) -> bool:

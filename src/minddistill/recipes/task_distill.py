@@ -166,7 +166,7 @@ def phase_two(job: Job, first: Path, command: str = "minddistill task-distill (p
 
 def _of_phase_one(job: Job) -> list[str]:
     """The flags given that phase 2 does not read."""
-    names = ("init_from_teacher", "layer_map", "fit_dense", "loss_mode")
+    names = ("init_from_teacher", "layer_map", "fit_dense")
     given = {name: value for name, value in unusual(job.student).items() if name in names}
     if job.config.load_gd_ckpt_path:
         given["load_gd_ckpt_path"] = job.config.load_gd_ckpt_path

@@ -22,12 +22,16 @@ _LOOK = 1.0  # seconds between two looks at trials that others run
 _SPACE, _FIXED = "space", "fixed"  # attributes of a study
 
 
+_BROKE = "broke"  # of a trial, for other processes and later searches
+
+
 class Refused(Exception):
     """A trial whose setting the command does not take; the search goes on with others."""
 
 
 class Broken(Exception):
-    """A trial that broke off for a reason that is not its setting; it is the first to be run when the search goes on."""
+    """A trial that broke off as no mistake in its setting ends; it is the first to be run when the search goes on, and is
+    given up where it breaks off again."""
 
 
 class Interrupted(Exception):
@@ -103,7 +107,7 @@ def optimize(
 
     Raises:
         Interrupted: a trial was stopped; its setting is queued again.
-        Broken: likewise, where it broke off.
+        Broken: likewise, where it broke off for the first time.
     """
 
     def objective(trial: Trial) -> float:
@@ -114,7 +118,12 @@ def optimize(
         except Refused as error:
             trial.set_user_attr("refused", str(error))
             raise
-        except Broken:
+        except Broken as error:
+            trials = study.get_trials(deepcopy=False)
+            if any(other.user_attrs.get(_BROKE) and other.params == setting for other in trials):
+                trial.set_user_attr("refused", str(error))  # twice is no accident
+                raise Refused(str(error)) from None
+            trial.set_user_attr(_BROKE, True)
             study.enqueue_trial(setting)
             raise
         except (Interrupted, KeyboardInterrupt):
