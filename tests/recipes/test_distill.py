@@ -241,6 +241,7 @@ def test_flags_that_phase_2_does_not_read_are_named(data, teacher, tmp_path):
     assert told in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_classifier_that_is_trained_further_keeps_its_form(data, tiny_encoder, tmp_path):
     sets = ["--train_data_dir", data / "train", "--epoch_size", 1, *QUICK]
     first = ["--model", tiny_encoder, "--relu_before_classifier", "true", "--output_dir", tmp_path / "first"]

@@ -217,6 +217,7 @@ def test_heads_that_differ_between_layers_are_pruned_to_as_many(teacher, data, t
     assert "--target_num_heads 3: the model has 1; expected at most that" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_step_keeps_the_units_that_it_chose_first(teacher, data, tmp_path, monkeypatch):
     """Another device, or another rounding, might rate them otherwise when it goes on."""
     flags = ["--method", "structured", "--target_num_heads", 2, "--budget", "global", "--epoch_size", 2, *LIGHT]
@@ -238,6 +239,7 @@ def test_a_step_keeps_the_units_that_it_chose_first(teacher, data, tmp_path, mon
     assert (tmp_path / "cut" / "last" / "model.safetensors").read_bytes() != models[0]
 
 
+@pytest.mark.slow
 def test_units_are_chosen_anew_under_other_flags(teacher, data, tmp_path):
     flags = ["--method", "structured", "--target_num_heads", 2, "--epoch_size", 0, *LIGHT]
     units = []
