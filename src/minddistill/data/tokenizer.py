@@ -50,11 +50,13 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         if (directory / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         elif (directory / "vocab.txt").is_file():
-            tokenizer = _wordpiece(directory, _options(directory, _WORDPIECE_CLASS))
-            _add_tokens(tokenizer, directory)
+            options = _options(directory, _WORDPIECE_CLASS)
+            tokenizer = _wordpiece(directory, options)
+            _add_tokens(tokenizer, directory, options)
         elif (directory / "merges.txt").is_file():
-            tokenizer = _byte_level(directory, _options(directory, _BYTE_LEVEL_CLASS))
-            _add_tokens(tokenizer, directory)
+            options = _options(directory, _BYTE_LEVEL_CLASS)
+            tokenizer = _byte_level(directory, options)
+            _add_tokens(tokenizer, directory, options)
         else:
             raise UserError(
                 f"{directory}: no tokenizer in it; expected tokenizer.json, vocab.txt, or vocab.json with merges.txt"
@@ -84,9 +86,9 @@ def _options(directory: Path, kind: str) -> dict[str, Any]:
     return options
 
 
-def _add_tokens(tokenizer: Tokenizer, directory: Path) -> None:
+def _add_tokens(tokenizer: Tokenizer, directory: Path, options: Mapping[str, Any]) -> None:
     """Add what was added to the vocabulary, in the order of the ids, as transformers does."""
-    options, names = _read(directory, "tokenizer_config.json"), _read(directory, "special_tokens_map.json")
+    names = _read(directory, "special_tokens_map.json")
     special = {text for values in (options, names) for text in _special(values)}
     added = {
         index: AddedToken(text, normalized=text not in special, special=text in special)

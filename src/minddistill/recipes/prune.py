@@ -61,9 +61,9 @@ def run(
             _forget(job)
             result = shrunk(job, *run_stage(stage))
         else:
-            checked_target(job, structure)
+            target = checked_target(job, structure)
             _forget(job)
-            result = structured_stages(job, structure)
+            result = structured_stages(job, structure, target)
         if config.prune_vocabulary:
             result = without_words(job, *result)
         report.at_end(opened)

@@ -166,9 +166,8 @@ def _learnt_from(job: Job, target: Target) -> str:
     return ",".join(map(str, target.layers)) if as_deep else "uniform"
 
 
-def structured_stages(job: Job, structure: Structure) -> tuple[Path, dict[str, float]]:
-    """Prune in steps, training after each; returns the last one's model directory and metrics."""
-    target = checked_target(job, structure)
+def structured_stages(job: Job, structure: Structure, target: Target) -> tuple[Path, dict[str, float]]:
+    """Prune in steps to a checked target, training after each; returns the last one's model directory and metrics."""
     if structure.target_speedup:
         target = _searched(job, structure, target)
     source, result = job.dense, (job.run.directory, {})
